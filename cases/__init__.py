@@ -1,0 +1,1 @@
+"""What is run: configs, topologies, checkpoints, prompts, strategies and regressions."""

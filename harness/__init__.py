@@ -1,0 +1,1 @@
+"""The engine: measure, judge, localise and report how an MPT differs from the reference."""

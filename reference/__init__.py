@@ -1,0 +1,1 @@
+"""The oracle: MPT in PyTorch at any precision, written from the semantics of the family."""

@@ -1,0 +1,1 @@
+"""MPT in TVM Relax: model, weight mapper, compilation and runtime."""
