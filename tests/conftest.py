@@ -1,0 +1,56 @@
+"""What holds for every test: Hypothesis' profiles, and that nothing passes without having run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import pytest
+from hypothesis import settings
+
+pytest_plugins = ["pytester"]
+
+NOT_PROVEN = 3
+
+# Numerical examples take as long as they take: a deadline would measure the machine.
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
+settings.load_profile("dev")
+
+
+def lacks_device() -> str | None:
+    try:
+        import tvm
+    except ImportError as error:
+        return f"no CUDA device (TVM cannot be imported: {error})"
+    return None if tvm.cuda(0).exist else "no CUDA device (TVM sees none)"
+
+
+def lacks_compiler() -> str | None:
+    return None if shutil.which("nvcc") else "no CUDA compiler (nvcc is not on PATH)"
+
+
+LACKS: dict[str, Callable[[], str | None]] = {"gpu": lacks_device, "cuda_build": lacks_compiler}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """End the session when a selected test needs what this machine lacks."""
+    if session.config.option.collectonly:
+        return
+    for marker, lacks in LACKS.items():
+        selected = sum(item.get_closest_marker(marker) is not None for item in session.items)
+        lacking = lacks() if selected else None
+        if lacking:
+            pytest.exit(
+                f"not proven: {lacking}; {selected} selected test(s) marked {marker} cannot run",
+                returncode=NOT_PROVEN,
+            )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A skipped test proves nothing, so a session with one is not green."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    skipped = len(reporter.stats.get("skipped", ())) if reporter else 0
+    if skipped and session.exitstatus == pytest.ExitCode.OK:
+        reporter.write_line(f"\nnot proven: {skipped} test(s) skipped")
+        session.exitstatus = NOT_PROVEN
