@@ -48,9 +48,16 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """A skipped test proves nothing, so a session with one is not green."""
+    """Neither a skipped test nor an empty selection proves anything."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-    skipped = len(reporter.stats.get("skipped", ())) if reporter else 0
-    if skipped and session.exitstatus == pytest.ExitCode.OK:
-        reporter.write_line(f"\nnot proven: {skipped} test(s) skipped")
-        session.exitstatus = NOT_PROVEN
+    if reporter is None:
+        return
+    skipped = len(reporter.stats.get("skipped", ()))
+    if session.exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED:
+        sentence = "no test was selected"
+    elif session.exitstatus == pytest.ExitCode.OK and skipped:
+        sentence = f"{skipped} test(s) skipped"
+    else:
+        return
+    reporter.write_line(f"\nnot proven: {sentence}")
+    session.exitstatus = NOT_PROVEN

@@ -100,3 +100,10 @@ def test_failure_outranks_a_skip(session: pytest.Pytester) -> None:
     )
     result = session.runpytest_subprocess("-m", "not gpu and not cuda_build")
     assert result.ret == pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+def test_empty_selection_is_not_proven(session: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    result = session.runpytest_subprocess("-k", "nothing_is_called_this", *workers)
+    assert result.ret == 3
+    result.stdout.fnmatch_lines(["*not proven: no test was selected*"])
