@@ -1,0 +1,165 @@
+"""From arrays to a measurement: the only place where a subject's numbers meet the golden's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.measure.alibi import from_diagonal
+from harness.measure.oracle import flat
+from harness.measure.records import LogitSummary, Measurement, Mode
+from harness.measure.statistics import (
+    LARGEST,
+    Float,
+    noise_scale,
+    relative_error,
+    row_noise,
+    statistics,
+    ulp,
+)
+from harness.measure.taps import Place
+
+
+def measure_tap(
+    mode: Mode,
+    place: Place,
+    prompt: str,
+    observed: Any,
+    golden: Any,
+    orders: Sequence[Any],
+    dtype: str,
+    *,
+    exact: bool = False,
+) -> Measurement:
+    """Measure one tap against its golden, and the evaluation orders beside it.
+
+    Parameters
+    ----------
+    observed, golden, orders
+        Arrays or tensors of one shape, features last.
+    dtype
+        Storage dtype.
+    exact
+        Nothing is rounded at this tap.
+    """
+    seen, truth = flat(observed), flat(golden)
+    others = [flat(order) for order in orders]
+    noise = noise_scale(truth, others, dtype)
+    return Measurement(
+        mode=mode,
+        place=place,
+        prompt=prompt,
+        rows=truth.shape[0],
+        columns=truth.shape[1],
+        exact=exact,
+        observed=statistics(seen, truth, noise),
+        orders=tuple(statistics(other, truth, noise) for other in others),
+        relative=relative_error(seen, truth),
+        returned=getattr(getattr(observed, "dtype", None), "name", "float64"),
+        overflow=int((np.abs(truth) > LARGEST[dtype]).sum()),
+    )
+
+
+def measure_difference(
+    place: Place, prompt: str, deployed: Any, chained: Any, golden: Any, orders: Sequence[Any]
+) -> Measurement:
+    """Measure the deployed result against the tapped chain of the same subject.
+
+    Two correct evaluations may differ as much as two of the legitimate orders do, so that every
+    pair of orders makes one entry of the limit.
+    """
+    seen, base, truth = flat(deployed), flat(chained), flat(golden)
+    others = [flat(order) for order in orders]
+    noise = row_noise(truth, others)
+    pairs = [
+        statistics(truth + (others[i] - others[j]), truth, noise)
+        for i in range(len(others))
+        for j in range(i)
+    ]
+    difference = seen - base
+    return Measurement(
+        mode="deployed",
+        place=place,
+        prompt=prompt,
+        rows=truth.shape[0],
+        columns=truth.shape[1],
+        exact=False,
+        observed=statistics(truth + difference, truth, noise),
+        orders=tuple(pairs),
+        relative=relative_error(seen, base),
+        returned=getattr(getattr(deployed, "dtype", None), "name", "float64"),
+    )
+
+
+def measure_bias(
+    prompt: str, observed: Float, golden: Float, orders: Sequence[Float], returned: str
+) -> Measurement:
+    """Measure an ALiBi bias as differences along its key axis: a row constant means nothing.
+
+    Parameters
+    ----------
+    observed, golden, orders
+        ``(heads, query, key)`` float64. Rows of the error matrix are head by query.
+    """
+
+    def steps(bias: Float) -> Float:
+        # Relative to the query's own key: every key keeps its own error, not its neighbour's too.
+        relative = from_diagonal(bias)
+        return np.ascontiguousarray(relative).reshape(-1, relative.shape[-1])
+
+    seen, truth = steps(observed), steps(golden)
+    others = [steps(order) for order in orders]
+    noise = row_noise(truth, others)
+    return Measurement(
+        mode="alibi",
+        place=Place(None, "alibi"),
+        prompt=prompt,
+        rows=truth.shape[0],
+        columns=truth.shape[1],
+        exact=False,
+        observed=statistics(seen, truth, noise),
+        orders=tuple(statistics(other, truth, noise) for other in others),
+        relative=relative_error(seen, truth),
+        returned=returned,
+    )
+
+
+def summarise_logits(
+    prompt: str, ids: Any, observed: Any, golden: Any, dtype: str
+) -> LogitSummary | None:
+    """Return what the logits mean to people, or ``None`` if they are not finite."""
+    seen, truth = flat(observed), flat(golden)
+    if not np.isfinite(seen).all():
+        return None
+
+    def log_softmax(logits: Float) -> Float:
+        shifted = logits - logits.max(axis=1, keepdims=True)
+        result: Float = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return result
+
+    log_seen, log_truth = log_softmax(seen), log_softmax(truth)
+    divergence = (np.exp(log_truth) * (log_truth - log_seen)).sum(axis=1)
+    best, chosen = truth.argmax(axis=1), seen.argmax(axis=1)
+    rows = np.arange(truth.shape[0])
+    wrong = best != chosen
+    gap = truth[rows, best] - truth[rows, chosen]
+    noise = np.maximum(np.abs(seen - truth).max(axis=1), ulp(truth[rows, best], dtype))
+    kept = min(5, seen.shape[1])
+    top = np.argpartition(-seen, kept - 1, axis=1)[:, :kept]
+    tokens = np.asarray(ids)
+    following = tokens[:, 1:].reshape(-1)
+    positions = np.arange(tokens.size).reshape(tokens.shape)[:, :-1].reshape(-1)
+    no_loss = float("nan")
+    return LogitSummary(
+        prompt=prompt,
+        positions=truth.shape[0],
+        top1_agree=int((~wrong).sum()),
+        top5_agree=int((top == best[:, None]).any(axis=1).sum()),
+        near_ties=int((wrong & (gap <= 2 * noise)).sum()),
+        kl_mean=float(divergence.mean()),
+        kl_max=float(divergence.max()),
+        golden_loss=float(-log_truth[positions, following].mean()) if positions.size else no_loss,
+        subject_loss=float(-log_seen[positions, following].mean()) if positions.size else no_loss,
+    )

@@ -1,0 +1,183 @@
+"""The golden and the evaluation orders, one part of the model in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.measure.statistics import Float
+from harness.subjects.protocol import Array, Rounding
+
+if TYPE_CHECKING:
+    from reference.config import MPTConfig
+    from reference.orders import Order
+
+Read = Callable[[str], Array]
+Taps = Mapping[str, Any]
+
+
+def flat(tensor: Any) -> Float:
+    """Return a torch tensor or array of any float dtype as float64 ``(rows, columns)``."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().to("cpu").double().numpy()
+    array = np.asarray(tensor).astype(np.float64)
+    return array.reshape(-1, array.shape[-1])
+
+
+def stored(read: Read, dtype: str) -> Read:
+    """Return ``read`` with every tensor rounded to ``dtype``, as a subject holds it."""
+    import ml_dtypes
+
+    target = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+
+    def read_stored(name: str) -> Array:
+        array = read(name)
+        if array.dtype == target:
+            return array
+        with np.errstate(over="ignore"):
+            # float64 holds every source exactly and rounds to nearest once.
+            return array.astype(np.float64).astype(target)
+
+    return read_stored
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One tap as the golden and each evaluation order have it, torch tensors."""
+
+    golden: Any
+    orders: tuple[Any, ...]
+
+
+class Part:
+    """One block, the embedding or the head, with its weights in float64 and float32."""
+
+    def __init__(self, oracle: Oracle, part: int | str) -> None:
+        from reference import model
+
+        load: Callable[..., Any]
+        if part == "embed":
+            load = model.embed_weights
+        elif part == "head":
+            load = model.head_weights
+        else:
+            load = lambda config, read, **kw: model.block_weights(config, part, read, **kw)  # type: ignore[arg-type]  # noqa: E731
+        self._oracle = oracle
+        self.part = part
+        self.wide = load(oracle.config, oracle.read, dtype="float64", device=oracle.device)
+        self.narrow = load(oracle.config, oracle.read, dtype="float32", device=oracle.device)
+
+    def _weights(self, order: Order) -> Any:
+        return self.wide if order.compute == "float64" else self.narrow
+
+    def step(self, tap: str, inputs: Taps) -> Evaluation:
+        """Evaluate one step from given inputs, the same for the golden and every order."""
+        from reference import model
+
+        oracle = self._oracle
+
+        def run(order: Order) -> Any:
+            if self.part == "head":
+                return model.head_step(oracle.config, order, self._weights(order), tap, inputs)
+            return model.run_step(oracle.config, order, self._weights(order), tap, inputs)
+
+        # The golden's own fusion decides nothing: it takes the predecessors of the declared order.
+        golden = run(oracle.golden_like)
+        return Evaluation(golden, tuple(run(order) for order in oracle.orders))
+
+    def chain(self, order: Order, hidden: Any) -> dict[str, Any]:
+        """Evaluate every tap of the part from one stream."""
+        from reference import model
+
+        oracle = self._oracle
+        if self.part == "head":
+            return dict(model.head(oracle.config, order, self._weights(order), hidden))
+        return dict(model.run_block(oracle.config, order, self._weights(order), hidden))
+
+    def embed(self, order: Order, ids: Any) -> dict[str, Any]:
+        """Evaluate the embedding; ``hidden`` is the stream into block 0."""
+        from reference import model
+
+        return dict(model.embed(self._oracle.config, order, self._weights(order), ids))
+
+    def inputs_of(self, tap: str) -> tuple[str, ...]:
+        """Return the taps a step is computed from under the declared rounding."""
+        from reference import model
+
+        oracle = self._oracle
+        if self.part == "head":
+            steps = model.head_steps(oracle.config, oracle.golden_like)
+        else:
+            steps = model.block_steps(oracle.config, oracle.golden_like)
+        return next(step.inputs for step in steps if step.tap == tap)
+
+
+class Oracle:
+    """The reference as the harness uses it.
+
+    Parameters
+    ----------
+    config
+        Parsed by the reference room.
+    read
+        Original tensor name to array, in the checkpoint's own dtype.
+    storage
+        The subject's storage dtype.
+    rounding
+        The subject's declared rounding points.
+    device
+        Where torch computes.
+    extra_orders
+        Orders judged as subjects by calibration; not part of any limit.
+    """
+
+    def __init__(
+        self,
+        config: MPTConfig,
+        read: Read,
+        *,
+        storage: str,
+        rounding: Rounding,
+        device: str = "cpu",
+    ) -> None:
+        from dataclasses import replace
+
+        from reference.orders import GOLDEN, legitimate_orders
+
+        self.config = config
+        self.storage = storage
+        self.device = device
+        self.read = stored(read, storage)
+        self.golden = GOLDEN
+        self.golden_like = replace(
+            GOLDEN, residual=rounding.residual, activation=rounding.activation
+        )
+        self.orders: Sequence[Order] = legitimate_orders(
+            storage,  # type: ignore[arg-type]
+            scores=rounding.scores,
+            probabilities=rounding.probabilities,
+            residual=rounding.residual,
+            activation=rounding.activation,
+            accumulator=rounding.accumulator,
+        )
+
+    def part(self, part: int | str) -> Part:
+        """Load one part: a layer number, ``"embed"`` or ``"head"``."""
+        return Part(self, part)
+
+    def cast(self, tensor: Any) -> Array:
+        """Return a golden stream in the storage dtype, as a subject receives it."""
+        import ml_dtypes
+
+        target = np.dtype(ml_dtypes.bfloat16) if self.storage == "bfloat16" else self.storage
+        with np.errstate(over="ignore"):
+            return np.asarray(tensor.detach().cpu().double().numpy()).astype(target)
+
+    def tensor(self, array: Array) -> Any:
+        """Return a subject's array as a float64 tensor on the oracle's device."""
+        import torch
+
+        return torch.from_numpy(np.asarray(array).astype(np.float64)).to(self.device)

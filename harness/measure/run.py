@@ -1,0 +1,429 @@
+"""One walk through the model, part by part: golden, evaluation orders and subject side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from harness.measure.alibi import AttentionShape, probe_bias
+from harness.measure.compare import (
+    measure_bias,
+    measure_difference,
+    measure_tap,
+    summarise_logits,
+)
+from harness.measure.oracle import Oracle, Part
+from harness.measure.records import Event, Failure, Measurement, Skip
+from harness.measure.taps import (
+    Place,
+    block_widths,
+    embed_widths,
+    head_widths,
+    places,
+    shapes,
+)
+from harness.subjects.calls import SubjectFailure, call_array, call_taps
+from harness.subjects.protocol import Array, OPTIONAL_METHODS, capabilities
+
+EXACT_TAPS = frozenset({"transformer.wte", "transformer.wpe"})
+_ALIBI_KEYS = 512
+_ALIBI_QUERIES = 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input: token ids int32 ``(batch, seq)`` under a name."""
+
+    name: str
+    ids: Array
+
+
+@dataclass
+class _Stream:
+    """What flows into the next part, for one case."""
+
+    case: Case
+    golden: Any = None
+    orders: list[Any] = field(default_factory=list)
+    subject: Array | None = None
+    golden_logits: Any = None
+    order_logits: list[Any] = field(default_factory=list)
+    chained_logits: Array | None = None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        batch, length = self.case.ids.shape
+        return int(batch), int(length)
+
+
+class Walk:
+    """Measures one subject on several cases; yields events in order of evaluation.
+
+    Parameters
+    ----------
+    oracle
+        Golden and orders for the subject's storage dtype and declared rounding.
+    subject
+        The MPT under test.
+    cases
+        Inputs, none empty.
+    layers
+        Layers to judge; the golden stream runs through all of them all the same.
+    progress
+        Called with a sentence before each part.
+    """
+
+    def __init__(
+        self,
+        oracle: Oracle,
+        subject: Any,
+        cases: Sequence[Case],
+        *,
+        layers: frozenset[int] | None = None,
+        progress: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        self.oracle = oracle
+        self.config = oracle.config
+        self.subject = subject
+        self.offers = capabilities(subject)
+        self.layers = frozenset(range(self.config.n_layers)) if layers is None else layers
+        self.progress = progress
+        self.streams = [_Stream(case) for case in cases]
+
+    def events(self) -> Iterator[Event]:
+        """Walk from the token ids to the logits."""
+        for name, meaning in OPTIONAL_METHODS.items():
+            if name not in self.offers:
+                yield Skip("capability", name, f"the subject has no {name}(): {meaning}")
+        self.progress("embedding")
+        yield from self._embed()
+        self.progress("attention bias")
+        yield from self._alibi()
+        for layer in range(self.config.n_layers):
+            self.progress(f"layer {layer + 1} of {self.config.n_layers}")
+            yield from self._layer(layer)
+        self.progress("head")
+        yield from self._head()
+        self.progress("deployed forward")
+        yield from self._deployed()
+
+    # -- calls ---------------------------------------------------------------------------------
+
+    def _taps(
+        self,
+        place: Place,
+        stream: _Stream,
+        method: str,
+        arguments: tuple[object, ...],
+        widths: Mapping[str, int],
+    ) -> Iterator[Event | dict[str, Array]]:
+        call = f"{method}({', '.join(str(a) for a in arguments if isinstance(a, int))})"
+        try:
+            yield call_taps(
+                call, getattr(self.subject, method), arguments, shapes(widths, *stream.size)
+            )
+        except SubjectFailure as failure:
+            yield Failure(place, stream.case.name, str(failure), failure.detail)
+
+    def _rows(
+        self,
+        mode: Any,
+        layer: int | None,
+        stream: _Stream,
+        observed: Mapping[str, Array],
+        golden: Mapping[str, Any],
+        orders: Sequence[Mapping[str, Any]],
+    ) -> Iterator[Measurement]:
+        for tap, array in observed.items():
+            yield measure_tap(
+                mode,
+                Place(layer, tap),
+                stream.case.name,
+                array,
+                golden[tap],
+                [order[tap] for order in orders],
+                self.oracle.storage,
+                exact=tap in EXACT_TAPS,
+            )
+
+    # -- parts ---------------------------------------------------------------------------------
+
+    def _embed(self) -> Iterator[Event]:
+        import torch
+
+        part = self.oracle.part("embed")
+        for stream in self.streams:
+            ids = torch.from_numpy(np.array(stream.case.ids)).to(self.oracle.device)
+            golden = part.embed(self.oracle.golden, ids)
+            orders = [part.embed(order, ids) for order in self.oracle.orders]
+            stream.golden = golden["hidden"]
+            stream.orders = [order["hidden"] for order in orders]
+            if "embed" not in self.offers:
+                continue
+            widths = embed_widths(self.config)
+            first = Place(None, "transformer.wte")
+            for result in self._taps(first, stream, "embed", (stream.case.ids,), widths):
+                if not isinstance(result, dict):
+                    yield result
+                    continue
+                yield from self._rows("free-running", None, stream, result, golden, orders)
+                stream.subject = self._first_stream(result, part)
+
+    def _first_stream(self, taps: Mapping[str, Array], part: Part) -> Array:
+        """Return the stream into block 0 from the subject's embedding taps, rounded as declared.
+
+        The protocol has no tap for it; with a single table and no embedding_fraction it is the tap.
+        """
+        from reference.ends import embed_step
+
+        if not self.config.has_wpe and self.config.embedding_fraction == 1:
+            return taps["transformer.wte"]
+        inputs = {tap: self.oracle.tensor(array) for tap, array in taps.items()}
+        plain = self.oracle.orders[0]
+        return self.oracle.cast(embed_step(self.config, plain, "hidden", inputs))
+
+    def _layer(self, layer: int) -> Iterator[Event]:
+        part = self.oracle.part(layer)
+        chosen = layer in self.layers
+        for stream in self.streams:
+            judged = "block" in self.offers and chosen
+            golden = part.chain(self.oracle.golden, stream.golden)
+            orders = [
+                part.chain(order, hidden)
+                for order, hidden in zip(self.oracle.orders, stream.orders, strict=True)
+            ]
+            if judged:
+                yield from self._forced(layer, part, stream)
+            if "block" in self.offers and stream.subject is not None:
+                yield from self._free(layer, stream, golden, orders, judged)
+            stream.golden = golden["output"]
+            stream.orders = [order["output"] for order in orders]
+
+    def _forced(self, layer: int, part: Part, stream: _Stream) -> Iterator[Event]:
+        """Judge one block from the golden stream in the storage dtype, whole and step by step."""
+        given = self.oracle.cast(stream.golden)
+        place = Place(layer, "output")
+        if not np.isfinite(given.astype(np.float64)).all():
+            yield Failure(
+                place,
+                stream.case.name,
+                "the golden stream into this block overflows "
+                f"{self.oracle.storage}: the checkpoint cannot be held in it",
+                "",
+            )
+            return
+        widths = block_widths(self.config)
+        for result in self._taps(place, stream, "block", (layer, given), widths):
+            if not isinstance(result, dict):
+                yield result
+                continue
+            source = self.oracle.tensor(given)
+            yield from self._local(layer, part, stream, {"input": given, **result}, widths)
+            golden = part.chain(self.oracle.golden_like, source)
+            orders = [part.chain(order, source) for order in self.oracle.orders]
+            yield from self._rows("teacher-forced", layer, stream, result, golden, orders)
+
+    def _local(
+        self,
+        layer: int | None,
+        part: Part,
+        stream: _Stream,
+        taps: Mapping[str, Array],
+        widths: Mapping[str, int],
+    ) -> Iterator[Event]:
+        """Judge every step from the subject's own inputs to it: each is charged for itself only."""
+        for tap in widths:
+            needed = part.inputs_of(tap)
+            place = Place(layer, tap)
+            if not all(np.isfinite(taps[name].astype(np.float64)).all() for name in needed):
+                yield Skip("local", place.path, "its own inputs are not finite")
+                continue
+            inputs = {name: self.oracle.tensor(taps[name]) for name in needed}
+            truth = part.step(tap, inputs)
+            yield measure_tap(
+                "local",
+                place,
+                stream.case.name,
+                taps[tap],
+                truth.golden,
+                truth.orders,
+                self.oracle.storage,
+            )
+
+    def _free(
+        self,
+        layer: int,
+        stream: _Stream,
+        golden: Mapping[str, Any],
+        orders: Sequence[Mapping[str, Any]],
+        judged: bool,
+    ) -> Iterator[Event]:
+        widths = block_widths(self.config)
+        given, stream.subject = stream.subject, None
+        place = Place(layer, "output")
+        for result in self._taps(place, stream, "block", (layer, given), widths):
+            if not isinstance(result, dict):
+                yield result
+                continue
+            stream.subject = result["output"]
+            if judged:
+                yield from self._rows("free-running", layer, stream, result, golden, orders)
+
+    def _head(self) -> Iterator[Event]:
+        part = self.oracle.part("head")
+        widths = head_widths(self.config)
+        place = Place(None, "logits")
+        for stream in self.streams:
+            golden = part.chain(self.oracle.golden, stream.golden)
+            orders = [
+                part.chain(order, hidden)
+                for order, hidden in zip(self.oracle.orders, stream.orders, strict=True)
+            ]
+            stream.golden_logits = golden["logits"]
+            stream.order_logits = [order["logits"] for order in orders]
+            if "head" not in self.offers:
+                continue
+            given = self.oracle.cast(stream.golden)
+            for result in self._taps(place, stream, "head", (given,), widths):
+                if not isinstance(result, dict):
+                    yield result
+                    continue
+                taps = {"hidden": given, **result}
+                yield from self._local(None, part, stream, taps, widths)
+            if stream.subject is None:
+                continue
+            for result in self._taps(place, stream, "head", (stream.subject,), widths):
+                if not isinstance(result, dict):
+                    yield result
+                    continue
+                stream.chained_logits = result["logits"]
+                yield from self._rows("free-running", None, stream, result, golden, orders)
+
+    def _deployed(self) -> Iterator[Event]:
+        place = Place(None, "logits")
+        for stream in self.streams:
+            ids = stream.case.ids
+            try:
+                logits = call_array(
+                    "forward", self.subject.forward, (ids,), (*ids.shape, self.config.vocab_size)
+                )
+            except SubjectFailure as failure:
+                yield Failure(place, stream.case.name, str(failure), failure.detail)
+                continue
+            name = stream.case.name
+            yield measure_tap(
+                "deployed",
+                place,
+                name,
+                logits,
+                stream.golden_logits,
+                stream.order_logits,
+                self.oracle.storage,
+            )
+            if stream.chained_logits is not None:
+                yield measure_difference(
+                    Place(None, "forward-chain"),
+                    name,
+                    logits,
+                    stream.chained_logits,
+                    stream.golden_logits,
+                    stream.order_logits,
+                )
+            summary = summarise_logits(name, ids, logits, stream.golden_logits, self.oracle.storage)
+            if summary is not None:
+                yield summary
+
+    # -- alibi ---------------------------------------------------------------------------------
+
+    def _alibi(self) -> Iterator[Event]:
+        if "attention_bias" not in self.offers:
+            return
+        keys = min(self.config.max_seq_len, _ALIBI_KEYS)
+        for queries in sorted({1, min(_ALIBI_QUERIES, keys)}):
+            yield from self._alibi_table(queries, keys)
+
+    def _alibi_table(self, queries: int, keys: int) -> Iterator[Event]:
+        name = f"bias {queries}x{keys}"
+        config = self.config
+        place = Place(None, "alibi")
+        try:
+            observed = self._observed_bias(queries, keys)
+        except SubjectFailure as failure:
+            yield Failure(place, name, str(failure), failure.detail)
+            return
+        golden = reference_bias(config, queries, keys)
+        orders = [self._order_bias(order, queries, keys) for order in self.oracle.orders]
+        yield measure_bias(
+            name,
+            np.broadcast_to(observed, golden.shape).astype(np.float64),
+            golden,
+            orders,
+            observed.dtype.name,
+        )
+
+    def _observed_bias(self, queries: int, keys: int) -> Array:
+        call = f"attention_bias({queries}, {keys})"
+        try:
+            result = np.asarray(self.subject.attention_bias(queries, keys))
+        except Exception as error:
+            import traceback
+
+            reason = f"raised {type(error).__name__}: {error}"
+            raise SubjectFailure(call, reason, traceback.format_exc()) from error
+        full = (self.config.n_heads, queries, keys)
+        try:
+            np.broadcast_to(result, full)
+        except ValueError as error:
+            raise SubjectFailure(
+                call, f"has shape {result.shape}, expected one that broadcasts to {full}"
+            ) from error
+        return result
+
+    def _order_bias(self, order: Any, queries: int, keys: int) -> Any:
+        from reference.alibi import slopes
+        from reference.model import attend
+
+        config = self.config
+        shape = AttentionShape(
+            config.n_heads, config.kv_n_heads, config.head_dim, config.scale, self.oracle.storage
+        )
+        rates = slopes(config.n_heads, config.alibi_bias_max).numpy()
+        rates = rates if config.alibi else np.zeros_like(rates)
+
+        def run(q: Array, k: Array, v: Array) -> Array:
+            tensors = (self.oracle.tensor(array) for array in (q, k, v))
+            return np.asarray(attend(config, order, *tensors).detach().cpu().double().numpy())
+
+        return probe_bias(run, shape, rates, queries, keys)
+
+
+def reference_bias(config: Any, queries: int, keys: int) -> Array:
+    """Return the expected bias ``(heads, query, key)`` in float64, zero without ALiBi."""
+    from reference import alibi
+
+    if not config.alibi:
+        return np.zeros((config.n_heads, queries, keys))
+    return np.asarray(
+        alibi.bias(config.n_heads, config.alibi_bias_max, queries, keys).double().numpy()
+    )
+
+
+def expected_places(config: Any, offers: frozenset[str], layers: frozenset[int]) -> set[Place]:
+    """Return the taps that a subject with these capabilities must be judged on."""
+    every = places(config, tuple(sorted(layers)))
+    wanted = set()
+    for place in every:
+        if place.layer is not None:
+            needed = "block"
+        elif place.tap in EXACT_TAPS:
+            needed = "embed"
+        elif place.tap == "alibi":
+            needed = "attention_bias"
+        else:
+            needed = "head"
+        if needed in offers or place.tap == "logits":
+            wanted.add(place)
+    return wanted

@@ -1,0 +1,164 @@
+"""Statistics of a tensor's error, in units of the rounding noise that is expected of each element.
+
+An error is divided, element by element, by the noise a correct implementation would show there: the
+rounding of the storage dtype at that magnitude, joined with what accumulation adds in that row.
+Seven statistics then look at the result from different sides, so that a slow bias, a single wrong
+row and a single wrong element each have one that sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Float = NDArray[np.float64]
+
+_FRACTION_BITS = {"float16": 10, "bfloat16": 7, "float32": 23}
+_MIN_EXPONENT = {"float16": -14, "bfloat16": -126, "float32": -126}
+LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
+
+STATISTICS: tuple[str, ...] = (
+    "rms",
+    "row",
+    "column",
+    "tail",
+    "row_bias",
+    "column_bias",
+    "gain",
+)
+
+
+def ulp(values: Float, dtype: str) -> Float:
+    """Return the spacing of ``dtype`` at each magnitude; subnormals share the smallest spacing.
+
+    Parameters
+    ----------
+    values
+        Any shape, finite.
+    dtype
+        ``"float16"``, ``"bfloat16"`` or ``"float32"``.
+    """
+    _, exponent = np.frexp(np.abs(values))
+    leading = np.maximum(exponent - 1, _MIN_EXPONENT[dtype])
+    spacing: Float = np.ldexp(1.0, leading - _FRACTION_BITS[dtype])
+    return spacing
+
+
+def noise_scale(golden: Float, orders: Sequence[Float], dtype: str) -> Float:
+    """Return the standard deviation a correct implementation's error has at each element.
+
+    Rounding to nearest is uniform over one spacing, hence spacing / sqrt(12). What exceeds half a
+    spacing in the legitimate evaluation orders cannot come from the last rounding, so its root mean
+    square over the row estimates the noise of everything before it.
+
+    Parameters
+    ----------
+    golden
+        ``(rows, columns)`` float64.
+    orders
+        Results of the evaluation orders, same shape; non-finite elements are left out.
+    dtype
+        Storage dtype.
+    """
+    spacing = ulp(golden, dtype)
+    excess = np.zeros((golden.shape[0], 1))
+    if orders:
+        total = np.zeros_like(golden)
+        for result in orders:
+            beyond = np.abs(result - golden) - 0.5 * spacing
+            total += np.where(np.isfinite(beyond), np.maximum(beyond, 0.0), 0.0) ** 2
+        excess = total.mean(axis=1, keepdims=True) / len(orders)
+    scale: Float = np.sqrt(spacing**2 / 12.0 + excess)
+    return scale
+
+
+def row_noise(golden: Float, orders: Sequence[Float]) -> Float:
+    """Return a noise scale that is one number a row, from the orders alone.
+
+    For quantities that are not stored in the storage dtype themselves, such as an ALiBi bias that
+    was measured through an attention kernel.
+    """
+    total = np.mean([np.square(result - golden) for result in orders], axis=0)
+    per_row = np.sqrt(total.mean(axis=1, keepdims=True))
+    floor = np.finfo(np.float64).eps * np.maximum(np.abs(golden), 1.0)
+    scale: Float = np.maximum(per_row, floor)
+    return scale
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Seven views of one error tensor, all in units of expected noise.
+
+    Attributes
+    ----------
+    rms
+        Root mean square over everything.
+    row, column
+        Largest root mean square of one row (a token position) and of one column (a feature).
+    tail
+        Largest single element.
+    row_bias, column_bias
+        Largest mean of a row or column, times the square root of its length: 1 for independent
+        errors, growing where errors share a sign.
+    gain
+        Projection of the error on the golden direction: a wrong scale.
+    worst_row
+        Row of the largest row statistic.
+    """
+
+    rms: float
+    row: float
+    column: float
+    tail: float
+    row_bias: float
+    column_bias: float
+    gain: float
+    worst_row: int
+
+    def get(self, name: str) -> float:
+        """Return a statistic by its name in ``STATISTICS``."""
+        value = getattr(self, name)
+        return float(value)
+
+
+def statistics(observed: Float, golden: Float, noise: Float) -> Statistics:
+    """Return the statistics of ``observed - golden``; a non-finite error makes them infinite.
+
+    Parameters
+    ----------
+    observed, golden, noise
+        ``(rows, columns)`` float64; ``noise`` is positive.
+    """
+    error = observed - golden
+    if not np.isfinite(error).all():
+        bad = ~np.isfinite(error)
+        infinite = float("inf")
+        return Statistics(*(infinite,) * 7, worst_row=int(np.argmax(bad.any(axis=1))))
+    rows, columns = error.shape
+    scaled = error / noise
+    squares = scaled * scaled
+    row_rms = np.sqrt(squares.mean(axis=1))
+    direction = golden / noise
+    length = float(np.sqrt((direction * direction).sum()))
+    return Statistics(
+        rms=float(np.sqrt(squares.mean())),
+        row=float(row_rms.max()),
+        column=float(np.sqrt(squares.mean(axis=0)).max()),
+        tail=float(np.sqrt(squares.max())),
+        row_bias=float(np.abs(scaled.mean(axis=1)).max() * np.sqrt(columns)),
+        column_bias=float(np.abs(scaled.mean(axis=0)).max() * np.sqrt(rows)),
+        gain=abs(float((scaled * direction).sum())) / length if length > 0 else 0.0,
+        worst_row=int(np.argmax(row_rms)),
+    )
+
+
+def relative_error(observed: Float, golden: Float) -> float:
+    """Return the relative L2 error, the figure people quote; infinite if not finite."""
+    error = observed - golden
+    if not np.isfinite(error).all():
+        return float("inf")
+    norm = float(np.linalg.norm(golden))
+    return float(np.linalg.norm(error)) / norm if norm > 0 else float(np.linalg.norm(error))
