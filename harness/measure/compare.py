@@ -32,6 +32,7 @@ def measure_tap(
     dtype: str,
     *,
     exact: bool = False,
+    heads: int | None = None,
 ) -> Measurement:
     """Measure one tap against its golden, and the evaluation orders beside it.
 
@@ -43,10 +44,13 @@ def measure_tap(
         Storage dtype.
     exact
         Nothing is rounded at this tap.
+    heads
+        Number of heads that the columns belong to, where they do.
     """
     seen, truth = flat(observed), flat(golden)
     others = [flat(order) for order in orders]
     noise = noise_scale(truth, others, dtype)
+    result = statistics(seen, truth, noise)
     return Measurement(
         mode=mode,
         place=place,
@@ -54,12 +58,25 @@ def measure_tap(
         rows=truth.shape[0],
         columns=truth.shape[1],
         exact=exact,
-        observed=statistics(seen, truth, noise),
+        observed=result,
         orders=tuple(statistics(other, truth, noise) for other in others),
         relative=relative_error(seen, truth),
-        returned=getattr(getattr(observed, "dtype", None), "name", "float64"),
+        returned=dtype_name(observed),
+        length=int(observed.shape[-2]),
+        head=_worst_head(seen, truth, result.worst_row, heads) if heads else None,
         overflow=int((np.abs(truth) > LARGEST[dtype]).sum()),
+        constant=bool(truth.size > 1 and (truth == truth.flat[0]).all()),
     )
+
+
+def dtype_name(array: Any) -> str:
+    """Return the name of an array's dtype, as the report shows it."""
+    return str(getattr(getattr(array, "dtype", None), "name", "float64"))
+
+
+def _worst_head(seen: Float, truth: Float, row: int, heads: int) -> int:
+    error = np.nan_to_num(np.abs(seen[row] - truth[row]), nan=np.inf).reshape(heads, -1)
+    return int(error.max(axis=1).argmax())
 
 
 def measure_difference(
@@ -89,7 +106,8 @@ def measure_difference(
         observed=statistics(truth + difference, truth, noise),
         orders=tuple(pairs),
         relative=relative_error(seen, base),
-        returned=getattr(getattr(deployed, "dtype", None), "name", "float64"),
+        returned=dtype_name(deployed),
+        length=int(deployed.shape[-2]),
     )
 
 
@@ -112,6 +130,7 @@ def measure_bias(
     seen, truth = steps(observed), steps(golden)
     others = [steps(order) for order in orders]
     noise = row_noise(truth, others)
+    result = statistics(seen, truth, noise)
     return Measurement(
         mode="alibi",
         place=Place(None, "alibi"),
@@ -119,10 +138,12 @@ def measure_bias(
         rows=truth.shape[0],
         columns=truth.shape[1],
         exact=False,
-        observed=statistics(seen, truth, noise),
+        observed=result,
         orders=tuple(statistics(other, truth, noise) for other in others),
         relative=relative_error(seen, truth),
         returned=returned,
+        length=observed.shape[-2],
+        head=result.worst_row // observed.shape[-2],
     )
 
 

@@ -36,8 +36,14 @@ class Measurement:
         Relative L2 error.
     returned
         Dtype of the array that came back.
+    length
+        Sequence length, to turn a row into a token position.
+    head
+        Head of the largest error where columns belong to heads.
     overflow
         Golden magnitudes beyond the storage dtype: the checkpoint cannot be held in it.
+    constant
+        The golden is one constant, which hides most faults.
     """
 
     mode: Mode
@@ -50,7 +56,10 @@ class Measurement:
     orders: tuple[Statistics, ...]
     relative: float
     returned: str
+    length: int
+    head: int | None = None
     overflow: int = 0
+    constant: bool = False
 
 
 @dataclass(frozen=True)

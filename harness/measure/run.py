@@ -251,6 +251,7 @@ class Walk:
                 truth.golden,
                 truth.orders,
                 self.oracle.storage,
+                heads=self.config.n_heads if tap == "attn.context" else None,
             )
 
     def _free(

@@ -1,0 +1,81 @@
+"""From the legitimate evaluation orders to a limit for each statistic."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+
+from harness.judge.factors import Factors
+from harness.measure.records import Measurement
+from harness.measure.statistics import STATISTICS, Statistics
+
+_NORMAL = NormalDist()
+# A correctly rounded element is off by at most half a spacing; noise is a spacing over sqrt(12).
+_HALF_SPACING = math.sqrt(3.0)
+# The square of a uniform error has mean 1 and variance 4/5 in noise units, so the root mean square
+# of n of them has a standard deviation of sqrt(4/5) / 2 / sqrt(n).
+_RMS_SPREAD = math.sqrt(0.8) / 2.0
+
+
+def _quantile(count: int, alpha: float) -> float:
+    """Return what ``count`` standard normal values exceed in magnitude with probability alpha."""
+    return -_NORMAL.inv_cdf(alpha / (2.0 * count))
+
+
+def floor(statistic: str, rows: int, columns: int, alpha: float) -> float:
+    """Return what independent, correctly rounded errors reach by chance alone.
+
+    The orders are few and round alike, so that on a small tensor the worst of them may lie below
+    what another correct implementation shows.
+
+    Parameters
+    ----------
+    statistic
+        One of ``STATISTICS``.
+    rows, columns
+        Shape of the error matrix.
+    alpha
+        Probability of exceeding the floor.
+    """
+    if statistic == "tail":
+        return _HALF_SPACING
+    if statistic in ("rms", "row", "column"):
+        averaged, count = {
+            "rms": (rows * columns, 1),
+            "row": (columns, rows),
+            "column": (rows, columns),
+        }[statistic]
+        spread = _quantile(count, alpha) * _RMS_SPREAD / math.sqrt(averaged)
+        return min(_HALF_SPACING, 1.0 + spread)
+    count = {"row_bias": rows, "column_bias": columns, "gain": 1}[statistic]
+    averaged = {"row_bias": columns, "column_bias": rows, "gain": rows * columns}[statistic]
+    # A mean of n errors, scaled by sqrt(n), cannot exceed sqrt(n) times the largest error.
+    return min(_quantile(count, alpha), _HALF_SPACING * math.sqrt(averaged))
+
+
+def usable(orders: tuple[Statistics, ...]) -> tuple[Statistics, ...]:
+    """Return the orders that stayed finite; one that overflows makes no limit."""
+    return tuple(order for order in orders if math.isfinite(order.rms))
+
+
+def limits(measurement: Measurement, dtype: str, factors: Factors) -> dict[str, float]:
+    """Return the limit of each statistic; all zero where every correct result is exact.
+
+    Parameters
+    ----------
+    measurement
+        The tap as measured.
+    dtype
+        Storage dtype.
+    factors
+        Calibrated safety factors.
+    """
+    if measurement.exact:
+        return dict.fromkeys(STATISTICS, 0.0)
+    orders = usable(measurement.orders)
+    result = {}
+    for name in STATISTICS:
+        worst = max((order.get(name) for order in orders), default=math.nan)
+        least = floor(name, measurement.rows, measurement.columns, factors.alpha)
+        result[name] = factors.get(measurement.mode, dtype, name) * max(worst, least)
+    return result
