@@ -110,8 +110,10 @@ def _narrow(a: Tensor, b: Tensor, dtype: torch.dtype, step: int) -> Tensor:
     With ``step=1`` this is a loop of separate multiplications and additions in `dtype`.
     """
     total = torch.zeros(*a.shape[:-1], b.shape[-1], dtype=dtype, device=a.device)
+    a, b = a.transpose(-1, -2).contiguous().transpose(-1, -2), b.contiguous()
     for start in range(0, a.shape[-1], step):
-        part = torch.matmul(a[..., start : start + step], b[..., start : start + step, :])
+        x, y = a[..., start : start + step], b[..., start : start + step, :]
+        part = x * y if step == 1 else torch.matmul(x, y)
         # torch adds two half-precision numbers in float32 and rounds once.
         total += part.to(dtype)
     return total.to(a.dtype)
@@ -125,15 +127,17 @@ def _grouped(
     plus: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
     length = a.shape[-1]
-    if plan.permutation != "none" and length > 1:
-        visit = _visit(length, plan.permutation).to(a.device)
-        a, b = a.index_select(-1, visit), b.index_select(-2, visit)
+    if length > 1 and (plan.permutation != "none" or plan.kind == "lanes"):
+        visit = _visit(length, plan).to(a.device)
+        # Weights come as a transposed view: picking along their last axis in memory is faster.
+        a, b = a.index_select(-1, visit), b.transpose(-1, -2).index_select(-1, visit)
+        b = b.transpose(-1, -2)
     if plan.kind == "whole" or length <= 1:
         return partial(a, b)
     if plan.kind == "lanes":
-        lanes = min(plan.size, length)
-        parts = [partial(a[..., i::lanes], b[..., i::lanes, :]) for i in range(lanes)]
-        return _pairwise(parts, plus)
+        counts = [len(range(i, length, plan.size)) for i in range(min(plan.size, length))]
+        pieces = zip(a.split(counts, dim=-1), b.split(counts, dim=-2), strict=True)
+        return _pairwise([partial(x, y) for x, y in pieces], plus)
     if plan.kind == "tree":
         return _tree(a, b, plan.size, partial, plus)
     width = -(-length // plan.size) if plan.kind == "split" else plan.size
@@ -144,12 +148,17 @@ def _grouped(
     return total
 
 
-def _visit(length: int, permutation: str) -> Tensor:
-    if permutation == "reversed":
-        return torch.arange(length - 1, -1, -1)
-    if permutation == "halves":
-        return torch.arange(length).roll(length // 2)
-    return torch.randperm(length, generator=torch.Generator().manual_seed(length))
+def _visit(length: int, plan: Sum) -> Tensor:
+    visit = torch.arange(length)
+    if plan.permutation == "reversed":
+        visit = visit.flip(0)
+    elif plan.permutation == "halves":
+        visit = visit.roll(length // 2)
+    elif plan.permutation == "shuffled":
+        visit = torch.randperm(length, generator=torch.Generator().manual_seed(length))
+    if plan.kind == "lanes":
+        visit = torch.cat([visit[i :: plan.size] for i in range(min(plan.size, length))])
+    return visit
 
 
 def _pieces(a: Tensor, b: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:

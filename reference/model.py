@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from reference.weights import (
     head_weights,
 )
 
-Ids = Tensor | np.ndarray[tuple[int, ...], np.dtype[np.integer]]
+Ids: TypeAlias = Tensor | np.ndarray[tuple[int, ...], np.dtype[np.integer]]
 
 __all__ = [
     "BlockWeights",

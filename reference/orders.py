@@ -144,7 +144,8 @@ def ORIGINAL(storage: StorageName) -> Order:
 
 
 _CALIBRATED = (
-    Order("plain", anchor="last_key"),
+    # With a narrow accumulator this is the naive loop, rounded after every term from first to last.
+    Order("plain", anchor="last_key", step=1),
     Order(
         "split",
         sum=Sum("split", 4),
@@ -174,7 +175,7 @@ _HELD_OUT = (
     ),
     Order(
         "lanes",
-        sum=Sum("lanes", 32, "halves"),
+        sum=Sum("lanes", 16, "halves"),
         norm=Norm("one_pass"),
         anchor="last_key",
         gelu="half_last",
@@ -231,7 +232,7 @@ def _declared(
     activation: Literal["storage", "fused"],
     accumulator: Literal["float32", "float16", "bfloat16"],
 ) -> Order:
-    order = replace(
+    return replace(
         order,
         name=f"{order.name}-{storage}",
         storage=storage,
@@ -241,6 +242,3 @@ def _declared(
         activation=activation,
         accumulator=accumulator,
     )
-    # One order rounds a narrow accumulator after every term, as a naive loop does; the others
-    # after every few, as vector units do.
-    return replace(order, step=1) if order.sum.kind == "chunks" else order
