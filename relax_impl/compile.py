@@ -1,0 +1,185 @@
+"""From configuration to a compiled library, kept on disk by content."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from relax_impl.config import MPTConfig
+from relax_impl.graph import Function, Graph, LayerOperations, build_graph
+from relax_impl.layout import Layout
+from relax_impl.operations import PLAIN
+from relax_impl.target import resolve, use_all_cores
+
+
+@dataclasses.dataclass(frozen=True)
+class Library:
+    """A compiled model without weights.
+
+    Attributes
+    ----------
+    path
+        The shared library in the cache.
+    device
+        ``llvm`` or ``cuda``: where it runs.
+    functions, variants, layout
+        See `graph.Graph`.
+    executable
+        The loaded library; None for a device that this machine does not have.
+    cached
+        Whether it came from the cache.
+    """
+
+    config: MPTConfig
+    dtype: str
+    target: str
+    path: Path
+    functions: Mapping[str, Function]
+    variants: tuple[int, ...]
+    layout: Layout
+    executable: Any
+    cached: bool
+
+
+def cache_directory() -> Path:
+    """Where compiled libraries live: $XDG_CACHE_HOME/mpt-conformance, or under ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "mpt-conformance"
+
+
+def cache_key(module: tvm.IRModule, target: tvm.target.Target) -> str:
+    """Digest of all that decides what the library computes: module, target and compiler."""
+    digest = hashlib.sha256()
+    for part in (tvm.__version__, str(target), PIPELINE_VERSION, tvm.ir.save_json(module)):
+        digest.update(part.encode())
+        digest.update(b"\0")
+    return digest.hexdigest()
+
+
+PIPELINE_VERSION = "1"
+"""Raised when `pipeline` changes: it is not part of the module."""
+
+
+@tvm.transform.module_pass(opt_level=0, name="NoAlias")
+class NoAlias:
+    """Declare the arguments of every kernel free of aliases.
+
+    The function that computes symbolic shapes is generated without the attribute, and one such
+    function makes the code generator drop it from all kernels of the module, which then keep their
+    accumulators in memory: three times slower. It is true here: that function has one buffer, and
+    no kernel is called in place.
+    """
+
+    def transform_module(self, module: tvm.IRModule, _: Any) -> tvm.IRModule:
+        """Add ``tirx.noalias`` where it is missing."""
+        for name, function in list(module.functions_items()):
+            if isinstance(function, tvm.tirx.PrimFunc) and "tirx.noalias" not in function.attrs:
+                module[name] = function.with_attr("tirx.noalias", True)
+        return module
+
+
+def pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
+    """Relax passes for a target."""
+    passes = [relax.pipeline.get_default_pipeline(target), NoAlias()]
+    if target.kind.name == "cuda":
+        # Otherwise every matrix product first writes a transposed copy of its weight.
+        passes.insert(0, relax.transform.FuseTransposeMatmul())
+    return tvm.transform.Sequential(passes)
+
+
+def _compile(graph: Graph, target: tvm.target.Target, path: Path) -> None:
+    """Compile into `path`; another process never sees half of it."""
+    built = tvm.compile(
+        graph.module, target=target, relax_pipeline=pipeline(target), tir_pipeline="s_tir"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, unfinished = tempfile.mkstemp(suffix=".so", prefix=".", dir=path.parent)
+    os.close(handle)
+    try:
+        built.export_library(unfinished)
+        os.replace(unfinished, path)
+    finally:
+        Path(unfinished).unlink(missing_ok=True)
+    _replace(_seal(path), hashlib.sha256(path.read_bytes()).hexdigest().encode())
+
+
+def _seal(path: Path) -> Path:
+    return path.with_suffix(".sha256")
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, unfinished = tempfile.mkstemp(prefix=".", dir=path.parent)
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+    os.replace(unfinished, path)
+
+
+def _intact(path: Path) -> bool:
+    """Whether the library is the one that was written.
+
+    Asked before loading: mapping a truncated library kills the process.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest() == _seal(path).read_text()
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _load(path: Path, target: tvm.target.Target) -> Any:
+    """Load the library, or return None where this machine lacks its device."""
+    if target.kind.name == "cuda" and not tvm.cuda(0).exist:
+        return None
+    return tvm.runtime.load_module(str(path))
+
+
+def compile_model(
+    config: MPTConfig,
+    dtype: str,
+    target: str = "llvm",
+    operations: LayerOperations | None = None,
+) -> Library:
+    """Compile a model, or find it compiled.
+
+    Parameters
+    ----------
+    config
+        The model.
+    dtype
+        Storage dtype: float16, bfloat16 or float32.
+    target
+        ``llvm``, resolved to this machine's instruction set, ``cuda``, or a TVM target as JSON.
+    operations
+        Layer to building blocks (-1 embedding, n_layers head); by default the target's fastest.
+        Layers that get equal `Operations` share a function, so return the same object.
+
+    Returns
+    -------
+    Library
+        Loaded from the cache directory. A file there that cannot be loaded is compiled anew.
+    """
+    use_all_cores()
+    resolved = resolve(target)
+    graph = build_graph(config, dtype, operations or (lambda layer: PLAIN))
+    path = cache_directory() / f"{cache_key(graph.module, resolved)}.so"
+    cached = _intact(path)
+    if not cached:
+        _compile(graph, resolved, path)
+    return Library(
+        config=config,
+        dtype=dtype,
+        target=resolved.kind.name,
+        path=path,
+        functions=graph.functions,
+        variants=graph.variants,
+        layout=graph.layout,
+        executable=_load(path, resolved),
+        cached=cached,
+    )

@@ -1,0 +1,203 @@
+"""The IRModule: every function of the library, with the parameters it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import Tensor
+
+from relax_impl.config import MPTConfig
+from relax_impl.layout import Layout
+from relax_impl.model import MPTBlock, MPTForCausalLM
+from relax_impl.operations import Operations
+from relax_impl.topology import block_topology, embedding_topology, head_topology
+
+LayerOperations = Callable[[int], Operations]
+"""Layer to operations; -1 is the embedding and n_layers the head."""
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """One function of the library.
+
+    `parameters` are the names of the tensors that follow the inputs; `outputs` the taps of the
+    tuple it returns, in order, or empty where it returns one tensor. The parameters of a block are
+    relative to the block.
+    """
+
+    name: str
+    parameters: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+    """A module that is not yet compiled.
+
+    `variants` gives, per layer, the variant of `block` and `attend` that computes it: variant 0 is
+    called ``block``, variant 1 ``block_1``, and so on, one per distinct `Operations`.
+    """
+
+    module: tvm.IRModule
+    functions: Mapping[str, Function]
+    variants: tuple[int, ...]
+    layout: Layout
+
+
+def variant_name(function: str, variant: int) -> str:
+    """Name of a variant of `block` or `attend`."""
+    return f"{function}_{variant}" if variant else function
+
+
+class _Taps:
+    """Keeps what passes; the last value of a name counts."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        self.values[name] = value
+        return value
+
+
+class _Builder:
+    def __init__(self) -> None:
+        self.builder = relax.BlockBuilder()
+        self.functions: dict[str, Function] = {}
+
+    def add(
+        self,
+        name: str,
+        inputs: Mapping[str, tuple[tuple[Any, ...], str]],
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        emit: Callable[..., Tensor | _Taps],
+    ) -> None:
+        """Add a function that `emit` writes, given its inputs as tensors."""
+        sizes: dict[str, tirx.Var] = {}
+
+        def dimension(size: int | str) -> Any:
+            return (
+                sizes.setdefault(size, tirx.Var(size, "int64")) if isinstance(size, str) else size
+            )
+
+        def tensor(name: str, shape: Iterable[int | str], dtype: str) -> Tensor:
+            return Tensor.placeholder([dimension(size) for size in shape], dtype, name)
+
+        arguments = [tensor(key, shape, dtype) for key, (shape, dtype) in inputs.items()]
+        variables = [argument._expr for argument in arguments]
+        names = []
+        for key, parameter in parameters:
+            # As nn's own exporter binds a parameter to a variable of the function at hand.
+            parameter._expr = tensor(key, parameter.shape, parameter.dtype)._expr
+            variables.append(parameter._expr)
+            names.append(key)
+        with self.builder.function(name, variables, attrs={"num_input": len(arguments)}):
+            with self.builder.dataflow():
+                result = emit(*arguments)
+                if isinstance(result, _Taps):
+                    outputs = tuple(result.values)
+                    value: Any = relax.Tuple([tap._expr for tap in result.values.values()])
+                else:
+                    outputs, value = (), result._expr
+                value = self.builder.emit_output(value)
+            self.builder.emit_func_output(value)
+        self.functions[name] = Function(name, tuple(names), outputs)
+
+
+def _variants(config: MPTConfig, operations: LayerOperations) -> tuple[list[Operations], list[int]]:
+    distinct: list[Operations] = []
+    table = []
+    for layer in range(config.n_layers):
+        ops = operations(layer)
+        if ops not in distinct:
+            distinct.append(ops)
+        table.append(distinct.index(ops))
+    return distinct, table
+
+
+def _one_layout(config: MPTConfig, operations: LayerOperations) -> Layout:
+    layouts = {operations(layer).layout for layer in range(-1, config.n_layers + 1)}
+    if len(layouts) != 1:
+        names = ", ".join(sorted(layout.name for layout in layouts))
+        raise ValueError(f"operations: expected one layout for all layers, found {names}")
+    return layouts.pop()
+
+
+def build_graph(config: MPTConfig, dtype: str, operations: LayerOperations) -> Graph:
+    """Write the functions embed, block, attend, head and forward.
+
+    Parameters
+    ----------
+    config
+        The model.
+    dtype
+        Storage dtype of weights and hidden states, one of `DTYPES`.
+    operations
+        Building blocks, per layer.
+
+    Returns
+    -------
+    Graph
+        The module, before any target is chosen.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected one of {', '.join(DTYPES)}, found {dtype!r}")
+    layout = _one_layout(config, operations)
+    distinct, table = _variants(config, operations)
+    model = MPTForCausalLM(config, layout, dtype)
+    block = MPTBlock(config, layout, dtype)
+    named = dict(model.named_parameters())
+    first, last = operations(-1), operations(config.n_layers)
+    ids = {"ids": (("b", "s"), "int32")}
+    hidden = {"hidden": (("b", "s", config.d_model), dtype)}
+    build = _Builder()
+
+    def embed(ids: Tensor) -> _Taps:
+        taps = _Taps()
+        model.embed(first, ids, taps)
+        return taps
+
+    def head(hidden: Tensor) -> _Taps:
+        taps = _Taps()
+        model.head(last, hidden, taps)
+        return taps
+
+    def forward(ids: Tensor) -> Tensor:
+        stream = model.embed(first, ids)
+        for layer, one in enumerate(model.transformer.blocks):
+            stream = one.forward(operations(layer), stream)
+        return model.head(last, stream)
+
+    head_names = list(head_topology(config))
+    if config.tie_word_embeddings:
+        head_names.append("transformer.wte.weight")
+    build.add("embed", ids, [(name, named[name]) for name in embedding_topology(config)], embed)
+    build.add("head", hidden, [(name, named[name]) for name in head_names], head)
+    block_names, block_named = list(block_topology(config)), dict(block.named_parameters())
+    for variant, ops in enumerate(distinct):
+
+        def one_block(hidden: Tensor, ops: Operations = ops) -> _Taps:
+            taps = _Taps()
+            block.forward(ops, hidden, taps)
+            return taps
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, ops: Operations = ops) -> Tensor:
+            slopes = Tensor.from_const(ops.slopes(config))
+            return ops.attention(q, k, v, slopes, config)
+
+        heads, kv_heads, dim = config.n_heads, config.kv_n_heads, config.head_dim
+        queries = {"q": (("b", "sq", heads, dim), dtype)}
+        keys = {name: (("b", "sk", kv_heads, dim), dtype) for name in ("k", "v")}
+        name = variant_name("block", variant)
+        build.add(name, hidden, [(name, block_named[name]) for name in block_names], one_block)
+        build.add(variant_name("attend", variant), queries | keys, [], attend)
+    build.add("forward", ids, list(named.items()), forward)
+    module = build.builder.finalize()
+    return Graph(module, build.functions, tuple(table), layout)
