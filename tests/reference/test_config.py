@@ -217,12 +217,23 @@ def test_a_config_is_an_object() -> None:
         MPTConfig.from_dict([])  # type: ignore[arg-type]
 
 
-FIELDS = [*ORIGINAL_DEFAULTS, "attn_config", "ffn_config", "norm_eps", "dtype", "model_type", "rope"]
+FIELDS = [
+    *ORIGINAL_DEFAULTS,
+    "attn_config",
+    "ffn_config",
+    "norm_eps",
+    "dtype",
+    "model_type",
+    "rope",
+]
 JUNK = st.one_of(
     st.none(), st.booleans(), st.integers(-5, 5), st.floats(), st.text(max_size=3), st.just([])
 )
-OBJECTS = st.dictionaries(st.sampled_from(FIELDS), JUNK | st.dictionaries(
-    st.sampled_from(FIELDS), JUNK, max_size=4), max_size=5)
+OBJECTS = st.dictionaries(
+    st.sampled_from(FIELDS),
+    JUNK | st.dictionaries(st.sampled_from(FIELDS), JUNK, max_size=4),
+    max_size=5,
+)
 
 
 @settings(max_examples=200)

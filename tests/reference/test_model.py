@@ -84,7 +84,9 @@ def forward(raw: Mapping[str, Any], w: Arrays, ids: np.ndarray) -> np.ndarray:
     x = norm(x, "transformer.norm_f", rms)
     logits = x @ w.get("lm_head.weight", w["transformer.wte.weight"]).T
     scale = raw.get("logit_scale")
-    return logits * (1 / math.sqrt(d) if scale == "inv_sqrt_d_model" else 1 if scale is None else scale)
+    return logits * (
+        1 / math.sqrt(d) if scale == "inv_sqrt_d_model" else 1 if scale is None else scale
+    )
 
 
 FEATURES: dict[str, dict[str, Any]] = {

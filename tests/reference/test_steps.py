@@ -233,9 +233,7 @@ def test_embedding_and_head_are_steps_too(
     checkpoint: Callable[..., Any],
     ids: torch.Tensor,
 ) -> None:
-    made = raw(
-        {"alibi": False}, tie_word_embeddings=tied, embedding_fraction=0.25, logit_scale=0.3
-    )
+    made = raw({"alibi": False}, tie_word_embeddings=tied, embedding_fraction=0.25, logit_scale=0.3)
     config, arrays = MPTConfig.from_dict(made), checkpoint(made)
     first = embed(config, order, embed_weights(config, arrays.__getitem__), ids)
     assert [step.tap for step in embed_steps(config)] == list(first)
