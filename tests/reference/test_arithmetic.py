@@ -143,7 +143,7 @@ def test_gelu_is_the_exact_one(formula: str) -> None:
     single = x.float()
     found = gelu(single, Order("any", gelu=formula))  # type: ignore[arg-type]
     # |gelu'| <= 1.13 for the rounding of x; then erf (4 units in the last place, torch's vector
-    # library), the sum with 1 (below 2) and two products round: 8 units of |x| are more than enough.
+    # library), the sum with 1 (below 2) and two products round: 8 units of |x| are enough.
     limit = 8 * UNIT["float32"] * (x.abs() + UNIT["float32"])
     assert ((found.double() - exact).abs() <= limit).all()
     tanh = torch.nn.functional.gelu(x, approximate="tanh")

@@ -55,8 +55,8 @@ def limit(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, u: float, r
     """Bound the error of a norm in precision `u`, to first order.
 
     A sum of n terms in any order errs by n u times the sum of absolutes. So the mean errs by
-    (n + 1) u mean|x|, and each form of the variance by at most 2 (n + 4) u mean(x^2): one-pass takes
-    the difference of two numbers of that size, the others sum smaller ones. Relative to the
+    (n + 1) u mean|x|, and each form of the variance by at most 2 (n + 4) u mean(x^2): one-pass
+    takes the difference of two numbers of that size, the others sum smaller ones. Relative to the
     variance v this is halved by the square root. Five more roundings make the value.
     """
     wide, n = x.double(), x.shape[-1]
