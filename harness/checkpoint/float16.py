@@ -9,15 +9,16 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from harness.checkpoint.dtypes import FLOATS
 from harness.checkpoint.float16_report import ConversionRefused, ConversionReport, ConvertedTensor
 from harness.checkpoint.float16_state import Partial, exclusively
-from harness.checkpoint.pipeline import convert_shard, digest_source
+from harness.checkpoint.pipeline import convert_shard, verify_shard
 from harness.checkpoint.reader import Checkpoint
+from harness.checkpoint.rounding import Counts
 from harness.checkpoint.side_files import (
     config_with_dtype,
     copy_side_files,
@@ -99,24 +100,15 @@ def convert(
     if destination.is_relative_to(checkpoint.path.resolve()):
         raise BadInput("the target lies within the source", where=str(destination))
     partial_path = destination.with_name(destination.name + ".partial")
-    with _writing(partial_path), exclusively(destination):
+    with _writing(partial_path), exclusively(destination), ExitStack() as stack:
         if os.path.lexists(destination) and not force:
             raise BadInput(
                 "the target exists already", where=str(destination), hint="--force replaces it"
             )
-        partial = Partial.open(partial_path, _fingerprint(checkpoint, shards))
-        kept, read, written = _convert_all(checkpoint, shards, partial, progress)
-        report = ConversionReport(
-            checkpoint.path,
-            destination,
-            tuple(s.file for s in shards),
-            kept,
-            (),
-            _converted(checkpoint, shards, partial),
-            read,
-            written,
-            0.0,
-        )
+        plan = _fingerprint(checkpoint, shards)
+        partial = stack.enter_context(Partial.open(partial_path, plan))
+        counts, written = _convert_all(checkpoint, shards, partial, progress)
+        report = _report(checkpoint, destination, shards, counts, written)
         if not allow_overflow and (report.totals.overflowed or report.totals.not_finite):
             raise ConversionRefused(report, partial_path)
         side_files = _finish(checkpoint, shards, partial, weights_only)
@@ -130,10 +122,11 @@ def _writing(partial: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        kept = f"what is finished stays in {partial}; run again once this is mended"
         raise BadInput(
             f"the conversion stopped: {error.strerror or error}",
             where=str(error.filename or partial),
-            hint=f"what is finished stays in {partial}; run again once this is mended",
+            hint=kept if partial.exists() else None,
         ) from error
 
 
@@ -144,7 +137,7 @@ def _plan(checkpoint: Checkpoint, max_shard_bytes: int) -> tuple[Shard, ...]:
     twice = [name for name, n in Counter(t.name for t in checkpoint.tensors).items() if n > 1]
     if twice:
         raise BadInput(
-            f"tensor {twice[0]!r} is there {'twice or more'}",
+            f"tensor {twice[0]!r} is there more than once",
             where=where,
             expected="every tensor once",
             found=f"{len(twice)} names several times",
@@ -178,12 +171,21 @@ def _fingerprint(checkpoint: Checkpoint, shards: tuple[Shard, ...]) -> str:
 
 def _convert_all(
     checkpoint: Checkpoint, shards: tuple[Shard, ...], partial: Partial, progress: Progress | None
-) -> tuple[tuple[str, ...], int, int]:
-    """Convert what is not finished; give the shards kept, the bytes read and those written."""
-    kept = _verified(checkpoint, shards, partial)
-    partial.clear_all_but(set(kept))
+) -> tuple[dict[str, tuple[Counts, ...]], tuple[Shard, ...]]:
+    """Convert what is not finished.
+
+    Returns
+    -------
+    dict
+        Counts of every shard's tensors, by shard.
+    tuple of Shard
+        The shards that this run converted; the others were finished before, and were verified by
+        converting the source again and comparing bytes, which a changed source does not pass.
+    """
+    counts = _verified(checkpoint, shards, partial)
+    partial.clear_all_but(set(counts))
     sizes = {t.name: t.nbytes for t in checkpoint.tensors}
-    todo = [s for s in shards if s.file not in kept]
+    todo = tuple(s for s in shards if s.file not in counts)
     _require_space(checkpoint, sum(s.nbytes for s in todo), partial.path)
     total = sum(sizes.values())
     done = total - sum(sizes[t.name] for s in todo for t in s.tensors)
@@ -194,24 +196,26 @@ def _convert_all(
         if progress is not None:
             progress(done, total)
 
-    read = total - done
     advance(0)
     for shard in todo:
-        record = convert_shard(shard, checkpoint.read, partial.path / shard.file, advance)
-        partial.record(shard.file, record)
-    return kept, read, sum(s.nbytes for s in todo)
+        path = partial.path / shard.file
+        counts[shard.file] = convert_shard(shard, checkpoint.read, path, advance)
+        partial.record(set(counts))
+    return counts, todo
 
 
 def _verified(
     checkpoint: Checkpoint, shards: tuple[Shard, ...], partial: Partial
-) -> tuple[str, ...]:
-    """Shards of an earlier run that are whole; none if the source is no longer what it was."""
+) -> dict[str, tuple[Counts, ...]]:
+    """Counts of the shards of an earlier run that are what this run would write."""
+    kept = {}
     for shard in shards:
-        known = partial.finished.get(shard.file)
-        if known and known.source_digest != digest_source(shard, checkpoint.read):
-            partial.start_over()
-            return ()
-    return tuple(s.file for s in shards if partial.is_intact(s.file))
+        path = partial.path / shard.file
+        if shard.file in partial.finished and path.is_file():
+            counts = verify_shard(shard, checkpoint.read, path)
+            if counts is not None:
+                kept[shard.file] = counts
+    return kept
 
 
 def _require_space(checkpoint: Checkpoint, shards: int, directory: Path) -> None:
@@ -227,19 +231,6 @@ def _require_space(checkpoint: Checkpoint, shards: int, directory: Path) -> None
         )
 
 
-def _converted(
-    checkpoint: Checkpoint, shards: tuple[Shard, ...], partial: Partial
-) -> tuple[ConvertedTensor, ...]:
-    counts = {
-        tensor.name: count
-        for shard in shards
-        for tensor, count in zip(shard.tensors, partial.finished[shard.file].counts, strict=True)
-    }
-    return tuple(
-        ConvertedTensor(t.name, t.dtype, t.size, counts[t.name]) for t in checkpoint.tensors
-    )
-
-
 def _finish(
     checkpoint: Checkpoint, shards: tuple[Shard, ...], partial: Partial, weights_only: bool
 ) -> tuple[str, ...]:
@@ -249,3 +240,27 @@ def _finish(
     write_durably(partial.path / "config.json", config)
     write_index(partial.path, shards)
     return copied
+
+
+def _report(
+    checkpoint: Checkpoint,
+    target: Path,
+    shards: tuple[Shard, ...],
+    counts: dict[str, tuple[Counts, ...]],
+    written: tuple[Shard, ...],
+) -> ConversionReport:
+    of = {t.name: c for s in shards for t, c in zip(s.tensors, counts[s.file], strict=True)}
+    sizes = {t.name: t.nbytes for t in checkpoint.tensors}
+    return ConversionReport(
+        source=checkpoint.path,
+        target=target,
+        shards=tuple(s.file for s in shards),
+        kept_shards=tuple(s.file for s in shards if s not in written),
+        side_files=(),
+        tensors=tuple(
+            ConvertedTensor(t.name, t.dtype, t.size, of[t.name]) for t in checkpoint.tensors
+        ),
+        bytes_read=sum(sizes[t.name] for s in written for t in s.tensors),
+        bytes_written=sum(s.nbytes for s in written),
+        seconds=0.0,
+    )

@@ -3,41 +3,18 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.checkpoint.rounding import Counts
 from harness.checkpoint.writer import sync, write_durably
 from harness.errors import BadInput
 
 STATE = ".conversion-state.json"
-_READ_STEP = 2**22
-
-
-@dataclass(frozen=True)
-class FinishedShard:
-    """What was recorded of a shard once it was whole on disk.
-
-    Attributes
-    ----------
-    source_digest
-        SHA-256 of the source tensors' elements, in the shard's order.
-    size, digest
-        Bytes and SHA-256 of the shard's file.
-    counts
-        What happened to the elements of every tensor, in the shard's order.
-    """
-
-    source_digest: str
-    size: int
-    digest: str
-    counts: tuple[Counts, ...]
 
 
 @dataclass
@@ -51,54 +28,45 @@ class Partial:
     plan
         Fingerprint of the conversion; another one's shards are not taken over.
     finished
-        Record of every finished shard by file name.
+        File names of the shards that were whole on disk. The state is a promise that they are
+        worth verifying, not a proof that they are right.
     """
 
     path: Path
     plan: str
-    finished: dict[str, FinishedShard] = field(default_factory=dict)
+    finished: set[str] = field(default_factory=set)
 
     @classmethod
-    def open(cls, path: Path, plan: str) -> Partial:
-        """Make the directory, or take over what an earlier run of the same plan left in it."""
+    @contextmanager
+    def open(cls, path: Path, plan: str) -> Iterator[Partial]:
+        """Make the directory, or take over what an earlier run of the same plan left in it.
+
+        On failure it stays if a shard in it is finished, and goes away otherwise.
+        """
         partial = cls(path, plan)
         if path.is_dir():
             partial.finished = _load(path / STATE, plan)
-            if not partial.finished:
-                partial.start_over()
         else:
             path.mkdir()
-        return partial
+        try:
+            yield partial
+        except BaseException:
+            if not partial.finished:
+                shutil.rmtree(path, ignore_errors=True)
+            raise
 
-    def start_over(self) -> None:
-        """Empty the directory."""
-        self.finished = {}
-        shutil.rmtree(self.path)
-        self.path.mkdir()
-
-    def is_intact(self, name: str) -> bool:
-        """Whether a finished shard's file is still what was recorded."""
-        known, file = self.finished.get(name), self.path / name
-        if known is None or not file.is_file() or file.stat().st_size != known.size:
-            return False
-        return _digest_of(file) == known.digest
-
-    def record(self, name: str, shard: FinishedShard) -> None:
-        """Note durably that the shard `name`, already synced, is whole."""
-        self.finished[name] = shard
-        shards = {n: asdict(s) for n, s in self.finished.items()}
-        text = json.dumps({"plan": self.plan, "shards": shards}, indent=1)
-        write_durably(self.path / STATE, text.encode())
+    def record(self, names: set[str]) -> None:
+        """Note durably that the shards `names`, already synced, are the finished ones."""
+        self.finished = names
+        state = {"plan": self.plan, "finished": sorted(names)}
+        write_durably(self.path / STATE, (json.dumps(state, indent=1) + "\n").encode())
 
     def clear_all_but(self, names: set[str]) -> None:
-        """Remove what an earlier run left besides the files in `names`."""
+        """Remove what earlier runs left besides the shards `names`, and forget it."""
         for entry in os.scandir(self.path):
-            if entry.name in names | {STATE}:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            else:
-                os.unlink(entry.path)
+            if entry.name not in names | {STATE}:
+                _remove(Path(entry.path))
+        self.record(names)
 
     def publish(self, target: Path) -> None:
         """Give the directory its final name, in place of what may be there."""
@@ -120,31 +88,13 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _load(path: Path, plan: str) -> dict[str, FinishedShard]:
-    """Records of finished shards; none where the state is absent, torn or of another plan."""
+def _load(path: Path, plan: str) -> set[str]:
+    """Names of finished shards; none where the state is absent, torn or of another plan."""
     try:
         state = json.loads(path.read_bytes())
-        if state["plan"] != plan:
-            return {}
-        return {
-            name: FinishedShard(
-                shard["source_digest"],
-                shard["size"],
-                shard["digest"],
-                tuple(Counts(**c) for c in shard["counts"]),
-            )
-            for name, shard in state["shards"].items()
-        }
-    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
-
-
-def _digest_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while part := file.read(_READ_STEP):
-            digest.update(part)
-    return digest.hexdigest()
+        return {str(name) for name in state["finished"]} if state["plan"] == plan else set()
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return set()
 
 
 @contextmanager

@@ -1,8 +1,7 @@
-"""Converting one shard: mapping, rounding, hashing, writing and syncing at the same time."""
+"""Converting one shard: mapping, rounding, writing and syncing at the same time."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -14,60 +13,54 @@ from typing import Any
 import numpy as np
 
 from harness.checkpoint.dtypes import FLOATS
-from harness.checkpoint.float16_state import FinishedShard
-from harness.checkpoint.rounding import Counts, round_to_float16
+from harness.checkpoint.rounding import Counts, Rounder
 from harness.checkpoint.writer import Shard
 
-_CHUNK = 2**21  # elements
+_CHUNK = 2**20  # elements
 _BUFFERS = 4
-_SYNC_EVERY = 2**26  # bytes
+_SYNC_EVERY = 2**27  # bytes
 
 Read = Callable[[str], np.ndarray[Any, Any]]
+Advance = Callable[[int], None]
 
 
-def chunks(array: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
+def _chunks(array: np.ndarray[Any, Any]) -> Iterator[np.ndarray[Any, Any]]:
     """Runs of an array's elements in row-major order, a copy only if it is not contiguous."""
     flat = array.reshape(-1)
     for start in range(0, flat.size, _CHUNK):
         yield flat[start : start + _CHUNK]
 
 
-def raw(array: np.ndarray[Any, Any]) -> Any:
-    """The bytes of a one-dimensional array."""
-    return array.view(np.uint8)
+def _convert(
+    chunk: np.ndarray[Any, Any], buffer: np.ndarray[Any, Any], rounder: Rounder
+) -> tuple[Any, Counts]:
+    """The bytes to write for a chunk, within `buffer`, and what rounding did."""
+    if chunk.dtype.name in FLOATS:
+        out = buffer[: 2 * chunk.size]
+        return out, rounder(chunk, out.view(np.float16))
+    out = buffer[: chunk.nbytes]
+    out[:] = chunk.view(np.uint8)
+    return out, Counts()
 
 
-def digest_source(shard: Shard, read: Read) -> str:
-    """SHA-256 of the source elements of a shard's tensors."""
-    digest = hashlib.sha256()
-    for tensor in shard.tensors:
-        for chunk in chunks(read(tensor.name)):
-            digest.update(raw(chunk))
-    return digest.hexdigest()
+def _buffer() -> np.ndarray[Any, Any]:
+    return np.empty(_CHUNK * 8, np.uint8)  # elements of at most eight bytes; touched as needed
 
 
 class _Output:
-    """A file written by one thread, hashed by a second and synced by a third."""
+    """A file written by one thread and synced by another."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self._file = stack.enter_context(path.open("wb", buffering=0))
-        self._writer, self._hasher, self._syncer = (
-            stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3)
-        )
-        self.digest = hashlib.sha256()
-        self.size = 0
+        self._writer, self._syncer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
         self._unsynced = 0
         self._sync: Future[None] | None = None
 
-    def put(self, data: Any) -> tuple[Future[None], ...]:
-        """Begin to write and hash `data`; it must stay as it is until the futures are done."""
-        return (
-            self._writer.submit(self._write, memoryview(data)),
-            self._hasher.submit(self.digest.update, data),
-        )
+    def put(self, data: Any) -> Future[None]:
+        """Begin to write `data`, which must stay as it is until the future is done."""
+        return self._writer.submit(self._write, memoryview(data))
 
     def _write(self, data: memoryview) -> None:
-        self.size += data.nbytes
         self._unsynced += data.nbytes
         while data.nbytes:
             data = data[os.write(self._file.fileno(), data) :]
@@ -84,10 +77,8 @@ class _Output:
         os.fsync(self._file.fileno())
 
 
-def convert_shard(
-    shard: Shard, read: Read, path: Path, advance: Callable[[int], None]
-) -> FinishedShard:
-    """Write `shard` to `path`, rounding floating point tensors to float16.
+def convert_shard(shard: Shard, read: Read, path: Path, advance: Advance) -> tuple[Counts, ...]:
+    """Write `shard` to `path`, rounding floating point tensors to float16, and sync it.
 
     Parameters
     ----------
@@ -102,38 +93,56 @@ def convert_shard(
 
     Returns
     -------
-    FinishedShard
-        The record of the file, which is synced.
+    tuple of Counts
+        What happened to the elements of every tensor, in the shard's order.
     """
-    source_digest = hashlib.sha256()
-    buffers = [np.empty(_CHUNK * 8, np.uint8) for _ in range(_BUFFERS)]
-    busy: deque[tuple[Future[None], ...]] = deque()
+    buffers = deque(_buffer() for _ in range(_BUFFERS))
+    busy: deque[Future[None]] = deque()
+    rounder = Rounder()
     counts = []
     with ExitStack() as stack:
         output = _Output(path, stack)
-        source_hasher = stack.enter_context(ThreadPoolExecutor(1))
-        busy.append(output.put(np.frombuffer(shard.header, np.uint8)))
+        busy.append(output.put(shard.header))
         for tensor in shard.tensors:
             total = Counts()
-            for chunk in chunks(read(tensor.name)):
-                while len(busy) >= _BUFFERS:
-                    for future in busy.popleft():
-                        future.result()
-                buffers.append(buffers.pop(0))
-                hashing = source_hasher.submit(source_digest.update, raw(chunk))
-                rounds = tensor.dtype == "float16" and chunk.dtype.name in FLOATS
-                out = buffers[-1][: chunk.size * (2 if rounds else chunk.itemsize)]
-                if rounds:
-                    total += round_to_float16(chunk, out.view(np.float16))
-                else:
-                    out[:] = raw(chunk)
-                busy.append((hashing, *output.put(out)))
+            for chunk in _chunks(read(tensor.name)):
+                if len(busy) == _BUFFERS:
+                    busy.popleft().result()
+                buffers.rotate()
+                data, done = _convert(chunk, buffers[0], rounder)
+                busy.append(output.put(data))
+                total += done
                 advance(chunk.nbytes)
             counts.append(total)
-        for futures in busy:
-            for future in futures:
-                future.result()
+        for write in busy:
+            write.result()
         output.finish()
-    return FinishedShard(
-        source_digest.hexdigest(), output.size, output.digest.hexdigest(), tuple(counts)
-    )
+    return tuple(counts)
+
+
+def verify_shard(shard: Shard, read: Read, path: Path) -> tuple[Counts, ...] | None:
+    """Whether the file at `path` is, to the byte, what `convert_shard` would write.
+
+    Returns
+    -------
+    tuple of Counts or None
+        What `convert_shard` would give, or None if the file differs.
+    """
+    buffer = _buffer()
+    rounder = Rounder()
+    counts = []
+    with path.open("rb", buffering=0) as file:
+        if os.fstat(file.fileno()).st_size != shard.nbytes:
+            return None
+        if file.read(len(shard.header)) != shard.header:
+            return None
+        for tensor in shard.tensors:
+            total = Counts()
+            for chunk in _chunks(read(tensor.name)):
+                data, done = _convert(chunk, buffer, rounder)
+                found = np.fromfile(file, np.uint8, data.size)
+                if not np.array_equal(found, data):
+                    return None
+                total += done
+            counts.append(total)
+    return tuple(counts)

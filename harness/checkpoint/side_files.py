@@ -15,21 +15,8 @@ from harness.checkpoint.writer import sync
 from harness.errors import BadInput
 
 _DTYPE_KEYS = ("torch_dtype", "dtype")
-_WEIGHTS = tuple(
-    [
-        ".bin",
-        ".safetensors",
-        ".index.json",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".msgpack",
-        ".h5",
-        ".gguf",
-        ".ggml",
-        ".onnx",
-    ]
-)
+_FORMATS = "bin safetensors index.json pt pth ckpt msgpack h5 gguf ggml onnx"
+_WEIGHTS = tuple("." + suffix for suffix in _FORMATS.split())
 # What git and the hub client keep about the old weights, at times with the weights themselves.
 _BOOKKEEPING = (".git", ".cache")
 _BLANK = " \t\n\r"
