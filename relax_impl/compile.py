@@ -167,7 +167,8 @@ def compile_model(
     """
     use_all_cores()
     resolved = resolve(target)
-    graph = build_graph(config, dtype, operations or (lambda layer: PLAIN))
+    with resolved:
+        graph = build_graph(config, dtype, operations or (lambda layer: PLAIN))
     path = cache_directory() / f"{cache_key(graph.module, resolved)}.so"
     cached = _intact(path)
     if not cached:

@@ -1,1 +1,78 @@
-"""Kernels for processors."""
+"""Kernels for processors, and the operations made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import tvm
+from tvm.relax.frontend.nn import Tensor, op
+
+from relax_impl.kernels.cpu.linear import linear_kernel
+from relax_impl.kernels.cpu.rowwise import gelu_kernel, norm_kernel
+from relax_impl.layout import PANELS
+from relax_impl.operations import PLAIN, scaled
+
+if TYPE_CHECKING:
+    from relax_impl.model import MPTEmbedding, MPTLinear, MPTNorm
+
+
+def wide_vectors() -> bool:
+    """Whether the current target has registers of 512 bits."""
+    target = tvm.target.Target.current(allow_none=True)
+    return target is not None and "+avx512f" in [str(f) for f in target.attrs.get("mattr", [])]
+
+
+def _on_rows(
+    kernel: tvm.tirx.PrimFunc, name: str, x: Tensor, rest: list[Tensor], width: int, dtype: str
+) -> Tensor:
+    """Call a kernel over rows (b * s, features) on x (b, s, features)."""
+    b, s, features = x.shape
+    flat = op.reshape(x, (b * s, features))
+    out = Tensor.placeholder((b * s, width), dtype)
+    result = op.tensor_ir_op(kernel, name, [flat, *rest], out)
+    return op.reshape(result, (b, s, width))
+
+
+def product(x: Tensor, linear: MPTLinear, out_dtype: str) -> Tensor:
+    """Multiply by the weight, add the bias, round once to `out_dtype`."""
+    bias = [] if linear.bias is None else [linear.bias]
+    kernel = linear_kernel(
+        linear.rows, linear.columns, x.dtype, out_dtype, bool(bias), wide_vectors()
+    )
+    return _on_rows(kernel, "linear", x, [linear.weight, *bias], linear.rows, out_dtype)
+
+
+def linear(x: Tensor, linear: MPTLinear) -> Tensor:
+    """Linear layer, see `operations.linear`."""
+    return product(x, linear, x.dtype)
+
+
+def unembed(hidden: Tensor, table: MPTEmbedding, logit_scale: float | None) -> Tensor:
+    """Logits in float32, see `operations.unembed`."""
+    return scaled(product(hidden, table, "float32"), logit_scale)
+
+
+def norm(x: Tensor, norm: MPTNorm) -> Tensor:
+    """Layer norm or RMS norm, see `operations.norm`."""
+    width = int(x.shape[-1])
+    bias = [] if norm.bias is None else [norm.bias]
+    kernel = norm_kernel(width, x.dtype, norm.epsilon, norm.is_rms, bool(bias))
+    return _on_rows(kernel, "norm", x, [norm.weight, *bias], width, x.dtype)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU by the error function, see `operations.gelu`."""
+    width = int(x.shape[-1])
+    return _on_rows(gelu_kernel(width, x.dtype), "gelu", x, [], width, x.dtype)
+
+
+FAST = dataclasses.replace(
+    PLAIN,
+    norm=norm,
+    linear=linear,
+    activation=gelu,
+    unembed=unembed,
+    layout=PANELS,
+)
+"""Every heavy operation as a kernel of this directory."""
