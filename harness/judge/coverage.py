@@ -39,7 +39,7 @@ class Axis:
     def complete(self) -> bool:
         """Whether everything expected was compared or left out for a stated reason."""
         left_out = sum(omission.count for omission in self.skipped)
-        return self.compared > 0 and self.compared + left_out == self.expected
+        return self.expected > 0 and self.compared + left_out == self.expected
 
     @property
     def full(self) -> bool:

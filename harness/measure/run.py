@@ -197,10 +197,14 @@ class Walk:
             ]
             if judged:
                 yield from self._forced(layer, part, stream)
-            if "block" in self.offers and stream.subject is not None:
+            if "block" in self.offers and self._runs(stream):
                 yield from self._free(layer, stream, golden, orders, judged)
             stream.golden = golden["output"]
             stream.orders = [order["output"] for order in orders]
+
+    def _runs(self, stream: _Stream) -> bool:
+        """Whether the free-running chain has got this far."""
+        return stream.subject is not None
 
     def _forced(self, layer: int, part: Part, stream: _Stream) -> Iterator[Event]:
         """Judge one block from the golden stream in the storage dtype, whole and step by step."""
@@ -346,12 +350,12 @@ class Walk:
         for queries in sorted({1, min(_ALIBI_QUERIES, keys)}):
             yield from self._alibi_table(queries, keys)
 
-    def _alibi_table(self, queries: int, keys: int) -> Iterator[Event]:
+    def _alibi_table(self, queries: int, keys: int, given: Array | None = None) -> Iterator[Event]:
         name = f"bias {queries}x{keys}"
         config = self.config
         place = Place(None, "alibi")
         try:
-            observed = self._observed_bias(queries, keys)
+            observed = self._observed_bias(queries, keys) if given is None else given
         except SubjectFailure as failure:
             yield Failure(place, name, str(failure), failure.detail)
             return

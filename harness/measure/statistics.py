@@ -51,8 +51,9 @@ def noise_scale(golden: Float, orders: Sequence[Float], dtype: str) -> Float:
     """Return the standard deviation a correct implementation's error has at each element.
 
     Rounding to nearest is uniform over one spacing, hence spacing / sqrt(12). What exceeds half a
-    spacing in the legitimate evaluation orders cannot come from the last rounding, so its root mean
-    square over the row estimates the noise of everything before it.
+    spacing in the legitimate evaluation orders cannot come from the last rounding; its mean square
+    over the row and over the column, as a product, estimates the noise of everything before it
+    (token positions and features both differ in scale by orders of magnitude).
 
     Parameters
     ----------
@@ -64,14 +65,19 @@ def noise_scale(golden: Float, orders: Sequence[Float], dtype: str) -> Float:
         Storage dtype.
     """
     spacing = ulp(golden, dtype)
-    excess = np.zeros((golden.shape[0], 1))
+    variance = spacing**2 / 12.0
     if orders:
         total = np.zeros_like(golden)
         for result in orders:
             beyond = np.abs(result - golden) - 0.5 * spacing
             total += np.where(np.isfinite(beyond), np.maximum(beyond, 0.0), 0.0) ** 2
-        excess = total.mean(axis=1, keepdims=True) / len(orders)
-    scale: Float = np.sqrt(spacing**2 / 12.0 + excess)
+        total /= len(orders)
+        by_row = total.mean(axis=1, keepdims=True)
+        by_column = total.mean(axis=0, keepdims=True)
+        mean = float(by_row.mean())
+        if mean > 0:
+            variance += by_row * (by_column / mean)
+    scale: Float = np.sqrt(variance)
     return scale
 
 

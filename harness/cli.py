@@ -1,0 +1,288 @@
+"""``mpt-conform``: one short function a command; imports wait until they are needed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from harness.errors import EXIT_CONFORMS, EXIT_DIVERGES, EXIT_INTERNAL, EXIT_NOT_PROVEN, BadInput
+from harness.errors import ConformanceError
+
+app = typer.Typer(
+    help="Is it still MPT? Judge an implementation against a float64 reference, layer by layer.\n\n"
+    "Exit codes: 0 conforms, 1 diverges, 2 bad input or usage, 3 not proven, 70 internal error.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+EXIT_OF = {"conforms": EXIT_CONFORMS, "diverges": EXIT_DIVERGES, "not-proven": EXIT_NOT_PROVEN}
+DTYPES = ("float16", "bfloat16", "float32")
+
+CheckpointArgument = Annotated[
+    Path | None, typer.Argument(help="Directory in the hub layout; the shipped one by default.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Write the whole record here.")]
+
+
+def _dtype(value: str) -> str:
+    if value not in DTYPES:
+        raise typer.BadParameter(f"expected {', '.join(DTYPES)}, found {value!r}")
+    return value
+
+
+def _layers(value: str | None) -> frozenset[int] | None:
+    """Return the layers of ``0,3-5``."""
+    if value is None:
+        return None
+    chosen: set[int] = set()
+    for part in value.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
+            raise BadInput("cannot be read", where="--layers", expected="0,3-5", found=repr(value))
+        chosen.update(range(int(first), int(last or first) + 1))
+    return frozenset(chosen)
+
+
+class _Progress:
+    """A line that overwrites itself on a terminal, and nothing elsewhere."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=True)
+        self._status: Any = None
+
+    def __call__(self, text: str) -> None:
+        if not self._console.is_terminal:
+            return
+        if self._status is None:
+            self._status = self._console.status(text)
+            self._status.start()
+        self._status.update(text)
+
+    def stop(self) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+
+@app.command()
+def check(
+    checkpoint: CheckpointArgument = None,
+    subject: Annotated[
+        str,
+        typer.Option(
+            help="relax, torch, transformers, or package.module:factory of your own (runs that code)."
+        ),
+    ] = "relax",
+    dtype: Annotated[str, typer.Option(callback=_dtype, help="Storage dtype.")] = "float16",
+    target: Annotated[str, typer.Option(help="llvm, cuda, or a TVM target as JSON.")] = "llvm",
+    prompts: Annotated[
+        str | None, typer.Option(help="Prompt file or directory: .txt, .json or .npy ids.")
+    ] = None,
+    traces: Annotated[
+        Path | None,
+        typer.Option(help="Judge this dump of taps (safetensors) instead of a subject."),
+    ] = None,
+    fault: Annotated[
+        str | None, typer.Option(help="Plant a fault: NAME or NAME@LAYER; see `faults`.")
+    ] = None,
+    layers: Annotated[str | None, typer.Option(help="Judge these layers only: 0,3-5.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Cut every prompt after so many tokens.")
+    ] = None,
+    json: JsonOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
+) -> None:
+    """Judge a subject on a checkpoint and say where it first diverges."""
+    from rich.console import Console
+
+    from harness.pipeline import SHIPPED, Request
+    from harness.pipeline import check as run
+    from harness.report.files import to_json, write_whole
+    from harness.report.terminal import render
+
+    request = Request(
+        checkpoint=checkpoint or SHIPPED,
+        subject=subject,
+        dtype=dtype,
+        target=target,
+        prompts=prompts,
+        traces=traces,
+        fault=fault,
+        layers=_layers(layers),
+        max_tokens=max_tokens,
+    )
+    progress = _Progress()
+    try:
+        report = run(request, progress)
+    finally:
+        progress.stop()
+    if json is not None:
+        write_whole(json, to_json(report))
+    if html is not None:
+        from harness.report.page import page
+
+        write_whole(html, page(report).encode())
+    render(report, Console(soft_wrap=not sys.stdout.isatty(), highlight=False))
+    raise typer.Exit(EXIT_OF[report.verdict])
+
+
+@app.command()
+def trace(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Safetensors file to write.")],
+    checkpoint: CheckpointArgument = None,
+    subject: Annotated[str, typer.Option(help="As in check.")] = "relax",
+    dtype: Annotated[str, typer.Option(callback=_dtype)] = "float16",
+    target: Annotated[str, typer.Option()] = "llvm",
+    prompts: Annotated[str | None, typer.Option()] = None,
+    fault: Annotated[str | None, typer.Option()] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+) -> None:
+    """Dump every tap of a subject, to be judged elsewhere with `check --traces`."""
+    from harness.dump import write_dump
+    from harness.pipeline import SHIPPED, Request
+
+    request = Request(
+        checkpoint=checkpoint or SHIPPED,
+        subject=subject,
+        dtype=dtype,
+        target=target,
+        prompts=prompts,
+        fault=fault,
+        max_tokens=max_tokens,
+    )
+    written = write_dump(request, output)
+    typer.echo(f"{output}: {written} tensors")
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A dump (.safetensors) or a record of check (.json).")],
+    b: Annotated[Path, typer.Argument(help="Another of the same kind.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Checkpoint that two differing dumps are judged on.")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Compare two dumps or two runs; limits come from the checkpoint, never from a tolerance."""
+    from harness.compare import compare_files
+    from harness.report.files import to_json, write_whole
+
+    result = compare_files(a, b, checkpoint)
+    if json is not None:
+        write_whole(json, to_json(result))
+    for line in result.lines():
+        typer.echo(line)
+    raise typer.Exit(EXIT_OF[result.verdict])
+
+
+@app.command()
+def convert(
+    model_dir: Annotated[Path, typer.Argument(help="Checkpoint directory.")],
+    weights_only: Annotated[bool, typer.Option("--weights-only")] = False,
+    allow_overflow: Annotated[bool, typer.Option("--allow-overflow")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
+    json: JsonOption = None,
+) -> None:
+    """Convert a checkpoint to float16 beside it, as bfloat16_to_float16.py does."""
+    from harness.checkpoint.float16_cli import run
+
+    raise typer.Exit(
+        run(
+            model_dir,
+            weights_only=weights_only,
+            allow_overflow=allow_overflow,
+            force=force,
+            json=json,
+        )
+    )
+
+
+@app.command()
+def topology(
+    source: Annotated[Path, typer.Argument(help="A config.json, or a directory that holds one.")],
+) -> None:
+    """Print the tensors a config demands, one a line."""
+    from harness.checkpoint.strict_json import read_object
+    from harness.pipeline import parse_config
+    from harness.tensors import topology_of
+
+    path = source / "config.json" if source.is_dir() else source
+    raw = read_object(path)
+    parse_config(raw, str(path))
+    for name, shape in topology_of(raw).items():
+        typer.echo(f"{name} torch.Size({list(shape)})")
+
+
+@app.command("map")
+def map_(
+    checkpoint: CheckpointArgument = None,
+    fault: Annotated[
+        str | None, typer.Option(help="Plant a fault in the mapper; see `faults`.")
+    ] = None,
+    json: JsonOption = None,
+) -> None:
+    """Prove that the weight mapper consumes every tensor once and puts it in the right place."""
+    from harness.mapping import prove_mapping
+    from harness.pipeline import SHIPPED
+    from harness.report.files import to_json, write_whole
+
+    result = prove_mapping(checkpoint or SHIPPED, fault)
+    if json is not None:
+        write_whole(json, to_json(result))
+    for line in result.lines():
+        typer.echo(line)
+    raise typer.Exit(EXIT_OF[result.verdict])
+
+
+@app.command()
+def faults() -> None:
+    """List the faults that `check --fault` can plant."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from harness.faults.library import library
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "area", "first tap", "shown by", "what it is"):
+        table.add_column(column, overflow="fold")
+    for fault in library().values():
+        table.add_row(fault.name, fault.area, fault.first_tap, fault.exposure, fault.summary)
+    Console().print(table)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends in one sentence, never in a traceback."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except ConformanceError as error:
+        print(f"mpt-conform: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        _unexpected(error)
+
+
+def _unexpected(error: Exception) -> None:
+    """Show usage errors as such, and anything else as the internal error it is."""
+    import traceback
+
+    show = getattr(error, "show", None)
+    if callable(show):
+        show()
+        sys.exit(getattr(error, "exit_code", 2))
+    traceback.print_exc()
+    print(
+        f"mpt-conform: internal error: {type(error).__name__}: {error} "
+        "(this is a bug of mpt-conformance, please report it)",
+        file=sys.stderr,
+    )
+    sys.exit(EXIT_INTERNAL)

@@ -1,0 +1,5 @@
+"""Faults of activation."""
+
+from harness.faults.model import Fault
+
+FAULTS: tuple[Fault, ...] = ()

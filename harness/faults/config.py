@@ -1,0 +1,5 @@
+"""Faults of config."""
+
+from harness.faults.model import Fault
+
+FAULTS: tuple[Fault, ...] = ()

@@ -1,0 +1,5 @@
+"""Faults of mask."""
+
+from harness.faults.model import Fault
+
+FAULTS: tuple[Fault, ...] = ()

@@ -1,0 +1,5 @@
+"""Faults of norm."""
+
+from harness.faults.model import Fault
+
+FAULTS: tuple[Fault, ...] = ()

@@ -1,0 +1,5 @@
+"""Faults of weights."""
+
+from harness.faults.model import Fault
+
+FAULTS: tuple[Fault, ...] = ()

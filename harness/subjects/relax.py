@@ -1,0 +1,147 @@
+"""The Relax port as a subject."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from harness.checkpoint.reader import Checkpoint
+from harness.errors import BadInput, NotProven
+from harness.measure.alibi import AttentionShape, probe_bias
+from harness.subjects.protocol import Array, Rounding
+
+if TYPE_CHECKING:
+    from harness.faults.model import Planted
+
+ALIASES = ("lm_head.weight",)
+
+
+class _WithoutAliases:
+    """A checkpoint as the mapper sees it: a tied head stored twice is one tensor."""
+
+    def __init__(self, checkpoint: Checkpoint, tied: bool) -> None:
+        hidden = ALIASES if tied else ()
+        self.tensors = tuple(t for t in checkpoint.tensors if t.name not in hidden)
+        self.read = checkpoint.read
+
+
+class RelaxSubject:
+    """The compiled model with its weights.
+
+    Parameters
+    ----------
+    checkpoint
+        Directory in the hub layout.
+    dtype, target
+        Storage dtype; ``llvm``, ``cuda`` or a TVM target.
+    fault
+        A fault to plant.
+    """
+
+    protocol = 1
+    # Scores, probabilities and sums stay float32 in the port's attention and matrix products.
+    rounding = Rounding(scores="float32", probabilities="float32")
+
+    def __init__(
+        self, checkpoint: Path, dtype: str, target: str, fault: Planted | None = None
+    ) -> None:
+        from relax_impl.compile import compile_model
+        from relax_impl.config import MPTConfig
+        from relax_impl.loader import load_parameters, mapping
+        from relax_impl.runtime import Model
+
+        opened = Checkpoint.open(checkpoint)
+        true_config = MPTConfig.from_dict(opened.config)
+        config = true_config
+        if fault is not None and fault.fault.config is not None:
+            config = fault.fault.config(config)
+        library = compile_model(config, dtype, target, operations=_operations(fault, config))
+        if library.executable is None:
+            raise NotProven(
+                f"this machine has no {library.target} device",
+                where=f"--target {target}",
+                hint="nothing was compared",
+            )
+        weight_map = mapping(config, library.layout)
+        if fault is not None and fault.fault.weights is not None:
+            weight_map = fault.fault.weights(weight_map, config, fault.layer)
+        reader = _WithoutAliases(opened, true_config.tie_word_embeddings)
+        self._parameters = load_parameters(config, reader, dtype, weight_map)
+        self._model = Model(library, self._parameters)
+        self._config = config
+        self.name = f"relax-{library.target}"
+        self.dtype = dtype
+        self.compile_cached = library.cached
+
+    def forward(self, input_ids: Array, lengths: Array | None = None) -> Array:
+        """Return logits by the deployed function, which has no taps."""
+        return self._model.forward(input_ids)
+
+    def embed(self, input_ids: Array) -> dict[str, Array]:
+        """Return the embedding taps."""
+        return self._model.embed(input_ids)
+
+    def block(self, layer: int, hidden_states: Array) -> dict[str, Array]:
+        """Return every tap of one block."""
+        return self._model.block(layer, hidden_states)
+
+    def head(self, hidden_states: Array) -> dict[str, Array]:
+        """Return the final norm and the logits."""
+        return self._model.head(hidden_states)
+
+    def attention_bias(self, query_length: int, key_length: int) -> Array:
+        """Return the bias, measured through the attention kernel."""
+        from relax_impl import alibi
+
+        config = self._config
+        shape = AttentionShape(
+            config.n_heads, config.kv_n_heads, config.head_dim, config.scale, self.dtype
+        )
+        rates = np.asarray(alibi.slopes(config), np.float64)
+        return probe_bias(self._model.attend, shape, rates, query_length, key_length)
+
+    def parameters(self) -> dict[str, Array]:
+        """Return the parameters; packed ones under another name, for they are not the tensors."""
+        packed = self._parameters.layout.name != "rows"
+        return {
+            f"{name} (packed)" if packed and array.ndim > 2 else name: array
+            for name, array in self._parameters.tensors.items()
+        }
+
+
+def _operations(fault: Planted | None, config: Any) -> Any:
+    """Return layer -> building blocks, or ``None`` for the target's own."""
+    if fault is None or fault.fault.operations is None:
+        return None
+    from relax_impl.operations import PLAIN
+
+    faulty = fault.fault.operations(PLAIN)
+
+    def choose(layer: int) -> Any:
+        return faulty if fault.layer is None or layer == fault.layer else PLAIN
+
+    return choose
+
+
+def load(
+    checkpoint: Path, *, dtype: str, target: str, fault: Planted | None = None
+) -> RelaxSubject:
+    """Make the subject.
+
+    Raises
+    ------
+    BadInput
+        If the target is not one TVM knows.
+    NotProven
+        If the machine has no device for it.
+    """
+    try:
+        return RelaxSubject(checkpoint, dtype, target, fault)
+    except (BadInput, NotProven):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "TargetError":
+            raise BadInput(str(error), where=f"--target {target}") from error
+        raise
