@@ -272,16 +272,16 @@ class HubModel:
         return bias.masked_fill(future, float("-inf"))
 
     def _windows(self, starts: range, width: int, keys: int) -> Tensor:
-        """Return probabilities float64 (windows, heads, keys as queries, width)."""
+        """Return multiples of the probabilities, float64 (windows, heads, queries, width)."""
         config = self.config
-        one = min(1.0, config.clip_qkv or 1.0)
+        # A clip_qkv below 1 makes all values smaller alike, which no ratio sees.
         planted = torch.zeros(
             len(starts), keys, 3, config.n_heads, config.head_dim, dtype=DTYPES[self.storage]
         )
         visible = torch.zeros(len(starts), keys, dtype=torch.long)
         for row, start in enumerate(starts):
             for place in range(min(width, keys - start)):
-                planted[row, start + place, 2, :, place] = one
+                planted[row, start + place, 2, :, place] = 1
                 visible[row, start + place] = 1
         planted = planted.flatten(2).to(self.device)
         context: dict[str, Tensor] = {}
@@ -296,7 +296,7 @@ class HubModel:
             )
         shape = (len(starts), keys, config.n_heads, config.head_dim)
         seen = context["context"].reshape(shape).transpose(1, 2)[..., :width]
-        return seen.cpu().to(torch.float64) / one
+        return seen.cpu().to(torch.float64)
 
     @contextmanager
     def _only(self, layer: int) -> Iterator[Any]:

@@ -36,8 +36,7 @@ def attend(config: MPTConfig, order: Order, q: Tensor, k: Tensor, v: Tensor) -> 
     if config.alibi:
         scores = scores + _bias(config, keys).to(q.device)
     future = torch.ones(queries, keys, dtype=torch.bool, device=q.device).triu(keys - queries + 1)
-    if queries > 1:
-        scores = scores.masked_fill(future, torch.finfo(dtype).min)
+    scores = scores.masked_fill(future, torch.finfo(dtype).min)
     probabilities = torch.softmax(scores, dim=-1).to(dtype)
     context = torch.matmul(probabilities, v).permute(0, 2, 1, 3).contiguous()
     return context.view(batch, queries, -1).to(torch.float32)

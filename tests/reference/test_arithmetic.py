@@ -70,6 +70,31 @@ def test_groupings_are_not_all_the_same() -> None:
     assert not torch.equal(product(a, b, plain), product(a, b, back))
 
 
+@pytest.mark.parametrize(
+    ("plan", "terms", "expected"),
+    [
+        # In float32, 2^24 + 1 is 2^24: which terms meet first decides what is left of the ones.
+        (Sum("split", 2), [2**24, 1, -(2**24), 1], 1),
+        (Sum("lanes", 2), [2**24, 1, -(2**24), 1], 2),
+        (Sum("lanes", 2), [2**24, -(2**24), 1, 1], 1),
+        (Sum("chunks", 1), [2**24, 1, -(2**24), 1], 1),
+        (Sum("chunks", 1), [-(2**24), 1, 1, 2**24], 2),
+        (Sum("chunks", 1, "reversed"), [-(2**24), 1, 1, 2**24], 0),
+        (Sum("chunks", 1, "halves"), [1, 1, 2**24, -(2**24)], 2),
+        (Sum("chunks", 1), [1, 1, 2**24, -(2**24)], 2),
+        (Sum("tree", 1), [2**24, 1, 1, 1, -(2**24), 0, 0, 0], 2),
+        (Sum("chunks", 1), [2**24, 1, 1, 1, -(2**24), 0, 0, 0], 0),
+        # Four parts of two, and not three of three.
+        (Sum("split", 4), [2**24, 0, 1, 1, 0, 0, -(2**24), 0], 2),
+    ],
+    ids=str,
+)
+def test_a_grouping_is_what_its_name_says(plan: Sum, terms: list[int], expected: int) -> None:
+    a = torch.tensor([terms], dtype=torch.float32)
+    ones = torch.ones(len(terms), 1)
+    assert product(a, ones, Order("any", sum=plan)).item() == expected
+
+
 def test_a_narrow_accumulator_with_step_1_is_the_naive_half_precision_loop() -> None:
     a, b = matrices(2, 3, 70, 4)
     a, b = a.half().float(), b.half().float()

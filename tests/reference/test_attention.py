@@ -194,6 +194,50 @@ def test_rounded_scores_overflow_where_float32_scores_do_not() -> None:
         assert torch.isfinite(attend(made, order, q, k, v)).all(), order.name
 
 
+@pytest.mark.parametrize(
+    "order", [*legitimate_orders("float16"), ORIGINAL("float16")], ids=lambda order: order.name
+)
+def test_scores_that_overflow_downwards_let_the_future_in_as_in_the_original(order: Order) -> None:
+    made = config()
+    q, k, v = tensors(5, 5)
+    context = attend(made, order, torch.full_like(q, 240), torch.full_like(k, -240), v)
+    # All of the past is minus infinity; the mask is -65504, which is more.
+    assert torch.isnan(context[:, -1]).all()
+    if order.softmax.kind == "online":
+        assert torch.isnan(context).all()
+        return
+    mean = v[:, 1:].half().double().mean(1).flatten(1)
+    # The mean of four: probabilities are exact, and the sum and the result round.
+    assert ((context[:, 0] - mean).abs() <= 2 * UNIT["float16"] * 4).all()
+
+
+def test_scores_round_twice_and_before_the_bias() -> None:
+    made = config()
+    q, k, v = (t.half() for t in tensors(9, 9, size=3.0))
+    exact = legitimate_orders("float16")[-1]
+    assert exact.compute == "float64"
+    found = attend(made, exact, q, k, v)
+    raw = np.einsum("bqhd,bkhd->bhqk", q.double().numpy(), k.double().numpy())
+    scores = (raw.astype(np.float16).astype(np.float64) * made.scale).astype(np.float16)
+    away = np.arange(9)[None, :] - np.arange(9)[:, None]
+    biased = scores.astype(np.float64) + slopes(HEADS).numpy()[:, None, None] * away
+    p = torch.softmax(torch.from_numpy(np.where(away > 0, -np.inf, biased)), -1).half().double()
+    expected = torch.einsum("bhqk,bkhd->bqhd", p, v.double()).flatten(2).half().double()
+    assert torch.equal(found, expected)
+
+
+def test_counting_from_the_last_key_costs_precision_far_from_it() -> None:
+    made = config()
+    q, k, v = tensors(400, 400)
+    golden = attend(made, GOLDEN, q, k, v)
+    near = Order("near", storage="float32", scores="float32")
+    cost = {
+        anchor: (attend(made, replace(near, anchor=anchor), q, k, v) - golden).norm()  # type: ignore
+        for anchor in ("query", "last_key")
+    }
+    assert cost["last_key"] > 2 * cost["query"] > 0
+
+
 def errors(size: float, **declared: Any) -> list[float]:
     made = config()
     q, k, v = (t.half().float() for t in tensors(60, 60, size=size))

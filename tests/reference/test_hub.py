@@ -80,6 +80,19 @@ def test_one_token_has_its_bits_too(
     assert torch.equal(hub.forward(ids[:, :1]).float(), original.forward(ids[:, :1]))
 
 
+def test_overflowing_scores_have_its_bits_too(
+    raw: Make, checkpoint: Callable[..., Arrays], ids: torch.Tensor
+) -> None:
+    arrays = dict(checkpoint(raw()))
+    for layer in range(2):
+        arrays[f"transformer.blocks.{layer}.attn.Wqkv.weight"] *= 100
+    hub = HubModel(raw(), arrays.__getitem__, storage="float16")
+    original = Reference(raw(), arrays.__getitem__, storage="float16")
+    logits = hub.forward(ids).float()
+    assert torch.isnan(logits).any()
+    torch.testing.assert_close(logits, original.forward(ids), rtol=0, atol=0, equal_nan=True)
+
+
 def test_a_trace_is_the_forward_with_its_taps(
     raw: Make, checkpoint: Callable[..., Arrays], ids: torch.Tensor
 ) -> None:

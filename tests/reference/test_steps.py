@@ -253,6 +253,26 @@ def test_embedding_and_head_are_steps_too(
             head_step(config, order, weights, step.tap, {})
 
 
+def test_a_scale_of_the_logits_is_one_rounding_or_two_and_may_be_zero(
+    raw: Callable[..., Any], checkpoint: Callable[..., Any], hidden: torch.Tensor
+) -> None:
+    made = raw(logit_scale=0.3)
+    config = MPTConfig.from_dict(made)
+    weights = head_weights(config, checkpoint(made).__getitem__, storage="float16")
+    norm_f = {"transformer.norm_f": hidden.half()}
+    exact = legitimate_orders("float16")[-1]
+    assert (exact.compute, exact.epilogue) == ("float64", "fused")
+    golden = hidden.half().double() @ weights["transformer.wte.weight"].double().T
+    once = head_step(config, exact, weights, "logits", norm_f)
+    assert torch.equal(once, (golden * 0.3).half().double())
+    twice = head_step(config, replace(exact, epilogue="separate"), weights, "logits", norm_f)
+    assert torch.equal(twice, (golden.half().double() * 0.3).half().double())
+    assert not torch.equal(once, twice)
+    nothing = replace(config, logit_scale=0.0)
+    for order in (exact, GOLDEN, ORIGINAL("float16")):
+        assert (head_step(nothing, order, weights, "logits", norm_f) == 0).all()
+
+
 def test_ids_are_checked(
     raw: Callable[..., Any], checkpoint: Callable[..., Any], ids: torch.Tensor
 ) -> None:
