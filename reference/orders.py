@@ -162,6 +162,7 @@ _CALIBRATED = (
         norm=Norm("one_pass"),
         epilogue="separate",
     ),
+    Order("sequential", sum=Sum("chunks", 1), gelu="half_first"),
     Order("exact", compute="float64"),
 )
 _HELD_OUT = (
