@@ -254,6 +254,22 @@ def faults() -> None:
     Console().print(table)
 
 
+@app.command()
+def calibrate(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where the factors are written.")],
+    seeds: Annotated[str, typer.Option(help="FIRST:LAST, each a random checkpoint.")] = "0:40",
+) -> None:
+    """Measure how far healthy implementations lie beyond the legitimate orders."""
+    from harness.calibrate import calibrate as run
+    from harness.report.files import to_json, write_whole
+
+    first, colon, last = seeds.partition(":")
+    if not colon or not first.isdigit() or not last.isdigit() or int(first) >= int(last):
+        raise BadInput("cannot be read", where="--seeds", expected="FIRST:LAST", found=repr(seeds))
+    factors = run(range(int(first), int(last)), lambda text: typer.echo(text, err=True))
+    write_whole(output, to_json(factors))
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence, never in a traceback."""
     try:

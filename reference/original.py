@@ -45,11 +45,17 @@ def attend(config: MPTConfig, order: Order, q: Tensor, k: Tensor, v: Tensor) -> 
 def norm(
     x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, order: Order, *, rms: bool
 ) -> Tensor:
-    """Normalise the last axis in the storage type."""
+    """Normalise the last axis in the storage type, statistics in float32.
+
+    torch's layer_norm takes them in float32 by itself. The original's rms_norm squares in whatever
+    type comes in: in float16 that overflows at 256, so float32 is the only order called legitimate.
+    """
     dtype = storage_dtype(order)
     x, weight = x.to(dtype), weight.to(dtype)
     if rms:
-        value = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
+        wide = x.float()
+        value = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + epsilon) * weight.float()
+        value = value.to(dtype)
     else:
         beta = None if bias is None else bias.to(dtype)
         value = functional.layer_norm(x, (x.shape[-1],), weight, beta, epsilon)

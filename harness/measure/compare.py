@@ -33,6 +33,7 @@ def measure_tap(
     *,
     exact: bool = False,
     heads: int | None = None,
+    unrounded: Sequence[Any] = (),
 ) -> Measurement:
     """Measure one tap against its golden, and the evaluation orders beside it.
 
@@ -46,10 +47,12 @@ def measure_tap(
         Nothing is rounded at this tap.
     heads
         Number of heads that the columns belong to, where they do.
+    unrounded
+        Evaluations without rounding to storage, where there are any.
     """
     seen, truth = flat(observed), flat(golden)
     others = [flat(order) for order in orders]
-    noise = noise_scale(truth, others, dtype)
+    noise = noise_scale(truth, others, dtype, [flat(value) for value in unrounded])
     result = statistics(seen, truth, noise)
     return Measurement(
         mode=mode,

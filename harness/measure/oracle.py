@@ -46,10 +46,11 @@ def stored(read: Read, dtype: str) -> Read:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One tap as the golden and each evaluation order have it, torch tensors."""
+    """One tap as the golden, each evaluation order and the unrounded ones have it, torch tensors."""
 
     golden: Any
     orders: tuple[Any, ...]
+    unrounded: tuple[Any, ...]
 
 
 class Part:
@@ -86,7 +87,11 @@ class Part:
 
         # The golden's own fusion decides nothing: it takes the predecessors of the declared order.
         golden = run(oracle.golden_like)
-        return Evaluation(golden, tuple(run(order) for order in oracle.orders))
+        return Evaluation(
+            golden,
+            tuple(run(order) for order in oracle.orders),
+            tuple(run(order) for order in oracle.unrounded),
+        )
 
     def chain(self, order: Order, hidden: Any) -> dict[str, Any]:
         """Evaluate every tap of the part from one stream."""
@@ -130,8 +135,6 @@ class Oracle:
         The subject's declared rounding points.
     device
         Where torch computes.
-    extra_orders
-        Orders judged as subjects by calibration; not part of any limit.
     """
 
     def __init__(
@@ -162,6 +165,13 @@ class Oracle:
             residual=rounding.residual,
             activation=rounding.activation,
             accumulator=rounding.accumulator,
+        )
+
+        # Without rounding, accumulation alone is left; the plainest and the noisiest grouping do.
+        self.unrounded: Sequence[Order] = tuple(
+            replace(order, storage="float32", accumulator="float32")
+            for order in self.orders
+            if order.name.startswith(("plain", "sequential"))
         )
 
     def part(self, part: int | str) -> Part:

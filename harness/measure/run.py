@@ -256,6 +256,7 @@ class Walk:
                 truth.orders,
                 self.oracle.storage,
                 heads=self.config.n_heads if tap == "attn.context" else None,
+                unrounded=truth.unrounded,
             )
 
     def _free(

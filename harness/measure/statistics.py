@@ -47,13 +47,33 @@ def ulp(values: Float, dtype: str) -> Float:
     return spacing
 
 
-def noise_scale(golden: Float, orders: Sequence[Float], dtype: str) -> Float:
+# How many rows (columns) of prior evidence a column's (row's) own noise has to outweigh. With one
+# row there is nothing to tell a noisy column from a chance error, so the grand mean must dominate.
+_PRIOR = 8.0
+
+
+def _spread(squares: Float) -> Float:
+    """Return the mean square at each element as a product of its row's and its column's share."""
+    rows, columns = squares.shape
+    mean = float(squares.mean())
+    if mean == 0.0:
+        return np.zeros_like(squares)
+    by_row = (squares.sum(axis=1, keepdims=True) + _PRIOR * mean) / (columns + _PRIOR)
+    by_column = (squares.sum(axis=0, keepdims=True) + _PRIOR * mean) / (rows + _PRIOR)
+    product: Float = by_row * (by_column / mean)
+    return product
+
+
+def noise_scale(
+    golden: Float, orders: Sequence[Float], dtype: str, unrounded: Sequence[Float] = ()
+) -> Float:
     """Return the standard deviation a correct implementation's error has at each element.
 
-    Rounding to nearest is uniform over one spacing, hence spacing / sqrt(12). What exceeds half a
-    spacing in the legitimate evaluation orders cannot come from the last rounding; its mean square
-    over the row and over the column, as a product, estimates the noise of everything before it
-    (token positions and features both differ in scale by orders of magnitude).
+    Rounding to nearest is uniform over one spacing, hence spacing / sqrt(12). Two sources of noise
+    join it, each estimated as a product of a row and a column share, since token positions and
+    features differ in scale by orders of magnitude: what exceeds half a spacing in the legitimate
+    orders, which the last rounding cannot have done, and the whole error of evaluations without
+    that rounding, which shows the noise of accumulation even where a spacing hides it.
 
     Parameters
     ----------
@@ -63,20 +83,23 @@ def noise_scale(golden: Float, orders: Sequence[Float], dtype: str) -> Float:
         Results of the evaluation orders, same shape; non-finite elements are left out.
     dtype
         Storage dtype.
+    unrounded
+        Results of evaluations in float32 without rounding to storage, same shape.
     """
     spacing = ulp(golden, dtype)
     variance = spacing**2 / 12.0
-    if orders:
+
+    def mean_square(values: Sequence[Float], allowed: Float | float) -> Float:
         total = np.zeros_like(golden)
-        for result in orders:
-            beyond = np.abs(result - golden) - 0.5 * spacing
+        for value in values:
+            beyond = np.abs(value - golden) - allowed
             total += np.where(np.isfinite(beyond), np.maximum(beyond, 0.0), 0.0) ** 2
-        total /= len(orders)
-        by_row = total.mean(axis=1, keepdims=True)
-        by_column = total.mean(axis=0, keepdims=True)
-        mean = float(by_row.mean())
-        if mean > 0:
-            variance += by_row * (by_column / mean)
+        return total / len(values)
+
+    if orders:
+        variance += _spread(mean_square(orders, 0.5 * spacing))
+    if unrounded:
+        variance += _spread(mean_square(unrounded, 0.0))
     scale: Float = np.sqrt(variance)
     return scale
 

@@ -1,0 +1,246 @@
+"""Calibration: how far beyond the legitimate orders do healthy implementations lie?
+
+Healthy subjects are judged on seeded random checkpoints over all config features. For every mode,
+dtype and statistic the largest ratio of a healthy value to the worst order (or its floor) is kept;
+the factor is that ratio times a stated headroom. Nothing here looks at a fault.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.checkpoint.reader import Checkpoint
+from harness.judge.factors import Factors
+from harness.judge.limits import floor, usable
+from harness.measure.oracle import Oracle, stored
+from harness.measure.records import Failure, Measurement
+from harness.measure.run import Case, Walk
+from harness.measure.statistics import STATISTICS
+from harness.subjects.protocol import STORAGE_DTYPES, Array, Rounding, rounding_of
+
+# The floors of a check's few thousand statistics together are exceeded in one check of a thousand.
+ALPHA = 1e-6
+# The worst of n healthy runs is exceeded by the next one with probability 1/(n+1); the headroom
+# carries the limit beyond the tail that a few hundred runs can show.
+HEADROOM = 1.5
+MODES = ("alibi", "local", "teacher-forced", "free-running", "deployed")
+
+
+class OrderSubject:
+    """One evaluation order of the reference, as a subject."""
+
+    protocol = 1
+
+    def __init__(self, checkpoint: Path, dtype: str, order: Any, rounding: Rounding) -> None:
+        from reference.model import Reference
+
+        opened = Checkpoint.open(checkpoint)
+        self.name = order.name
+        self.dtype = dtype
+        self.rounding = rounding
+        read = stored(opened.read, dtype)
+        self._model = Reference(opened.config, read, storage=dtype, order=order)  # type: ignore[arg-type]
+
+    def forward(self, input_ids: Array, lengths: Array | None = None) -> Array:
+        """Return the logits."""
+        return _numpy(self._model.forward(input_ids))
+
+    def embed(self, input_ids: Array) -> dict[str, Array]:
+        """Return the embedding taps."""
+        return {k: _numpy(v) for k, v in self._model.embed(input_ids).items()}
+
+    def block(self, layer: int, hidden_states: Array) -> dict[str, Array]:
+        """Return every tap of one block."""
+        return {
+            k: _numpy(v) for k, v in self._model.block(layer, self._wide(hidden_states)).items()
+        }
+
+    def head(self, hidden_states: Array) -> dict[str, Array]:
+        """Return the final norm and the logits."""
+        return {k: _numpy(v) for k, v in self._model.head(self._wide(hidden_states)).items()}
+
+    def _wide(self, array: Array) -> Any:
+        import torch
+
+        return torch.from_numpy(np.asarray(array).astype(np.float64))
+
+
+def _numpy(tensor: Any) -> Array:
+    return np.asarray(tensor.detach().cpu().double().numpy())
+
+
+def random_config(rng: np.random.Generator) -> dict[str, Any]:
+    """Return a small config with features drawn at random, in the original's field names."""
+    heads = int(rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 12]))
+    head_dim = int(rng.choice([4, 8, 16, 20]))
+    divisors = [n for n in range(1, heads + 1) if heads % n == 0]
+    kv_heads = int(rng.choice(divisors))
+    alibi = bool(rng.random() < 0.85)
+    attention: dict[str, Any] = {
+        "attn_type": "grouped_query_attention" if kv_heads != heads else "multihead_attention",
+        "alibi": alibi,
+        "alibi_bias_max": int(rng.choice([4, 8, 16])),
+        "qk_ln": bool(rng.random() < 0.2),
+        "clip_qkv": float(rng.uniform(0.5, 6)) if rng.random() < 0.25 else None,
+        "softmax_scale": float(rng.uniform(0.1, 0.6)) if rng.random() < 0.2 else None,
+    }
+    if kv_heads != heads:
+        attention["kv_n_heads"] = kv_heads
+    return {
+        "model_type": "mpt",
+        "d_model": heads * head_dim,
+        "n_heads": heads,
+        "n_layers": int(rng.integers(1, 4)),
+        "expansion_ratio": int(rng.choice([1, 2, 3, 4])),
+        "max_seq_len": 256,
+        "vocab_size": int(rng.choice([61, 97, 256, 509])),
+        "no_bias": bool(rng.random() < 0.7),
+        "learned_pos_emb": True,
+        "norm_type": str(rng.choice(["low_precision_layernorm", "layernorm", "rmsnorm"])),
+        "logit_scale": float(rng.uniform(0.2, 2)) if rng.random() < 0.15 else None,
+        "embedding_fraction": 0.7 if rng.random() < 0.1 else 1.0,
+        "tie_word_embeddings": bool(rng.random() < 0.85),
+        "attn_config": attention,
+        "torch_dtype": "bfloat16",
+    }
+
+
+def random_cases(rng: np.random.Generator, vocab_size: int) -> tuple[Case, ...]:
+    """Return three inputs: one token, one odd length, and a batch."""
+    shapes = ((1, 1), (1, int(rng.integers(2, 90))), (2, int(rng.integers(2, 40))))
+    return tuple(
+        Case(f"{rows}x{length}", rng.integers(0, vocab_size, (rows, length)).astype(np.int32))
+        for rows, length in shapes
+    )
+
+
+@dataclass(frozen=True)
+class HealthyRun:
+    """The measurements of one healthy subject on one checkpoint."""
+
+    seed: int
+    subject: str
+    dtype: str
+    measurements: tuple[Measurement, ...]
+
+
+def healthy_runs(
+    seeds: range, subjects: Callable[[Path, str], Iterator[Any]], dtypes: tuple[str, ...]
+) -> Iterator[HealthyRun]:
+    """Judge healthy subjects on one random checkpoint a seed.
+
+    Parameters
+    ----------
+    seeds
+        Each makes its own config, weights and inputs.
+    subjects
+        Makes the subjects of one checkpoint and dtype.
+    dtypes
+        Storage dtypes.
+    """
+    from cases.synthetic import make_checkpoint
+    from reference.config import MPTConfig
+
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+        raw = random_config(rng)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "checkpoint"
+            make_checkpoint(path, raw, seed=seed, dtype="bfloat16")
+            opened = Checkpoint.open(path)
+            config = MPTConfig.from_dict(raw)
+            cases = random_cases(rng, config.vocab_size)
+            for dtype in dtypes:
+                for subject in subjects(path, dtype):
+                    oracle = Oracle(
+                        config, opened.read, storage=dtype, rounding=rounding_of(subject)
+                    )
+                    events = list(Walk(oracle, subject, cases).events())
+                    for event in events:
+                        if isinstance(event, Failure):
+                            raise RuntimeError(
+                                f"seed {seed}: {subject.name}: {event.reason}\n{event.detail}"
+                            )
+                    yield HealthyRun(
+                        seed,
+                        subject.name,
+                        dtype,
+                        tuple(e for e in events if isinstance(e, Measurement)),
+                    )
+
+
+def calibration_subjects(path: Path, dtype: str) -> Iterator[Any]:
+    """Return the healthy subjects that factors are made from."""
+    from harness.subjects.relax import load as load_relax
+    from harness.subjects.torch import load as load_torch
+    from reference.orders import held_out_orders
+
+    wide = {"scores": "float32", "probabilities": "float32"}
+    for fields in ({}, wide, wide | {"residual": "fused", "activation": "fused"}):
+        rounding = Rounding(**fields)  # type: ignore[arg-type]
+        # The other held-out order is never seen here: false alarms are measured on it.
+        tree = held_out_orders(dtype, **fields)[0]  # type: ignore[arg-type]
+        yield OrderSubject(path, dtype, tree, rounding)
+    yield load_torch(path, dtype=dtype, target="llvm")
+    yield load_relax(path, dtype=dtype, target="llvm")
+
+
+def unit_ratio(measurement: Measurement, statistic: str) -> float:
+    """Return a statistic over the worst order or its floor: the factor that would just pass it."""
+    orders = usable(measurement.orders)
+    worst = max((order.get(statistic) for order in orders), default=math.nan)
+    least = floor(statistic, measurement.rows, measurement.columns, ALPHA)
+    return measurement.observed.get(statistic) / max(worst, least)
+
+
+def calibrate(seeds: range, progress: Callable[[str], None]) -> Factors:
+    """Return factors with their evidence.
+
+    Parameters
+    ----------
+    seeds
+        Seeds of the random checkpoints.
+    progress
+        Called with a sentence after each run.
+    """
+    worst: dict[str, dict[str, dict[str, float]]] = {
+        mode: {dtype: dict.fromkeys(STATISTICS, 0.0) for dtype in STORAGE_DTYPES} for mode in MODES
+    }
+    where: dict[str, str] = {}
+    runs = 0
+    for run in healthy_runs(seeds, calibration_subjects, STORAGE_DTYPES):
+        runs += 1
+        for measured in run.measurements:
+            if measured.exact:
+                continue
+            for statistic in STATISTICS:
+                ratio = unit_ratio(measured, statistic)
+                cell = worst[measured.mode][run.dtype]
+                if ratio > cell[statistic]:
+                    cell[statistic] = ratio
+                    key = f"{measured.mode}/{run.dtype}/{statistic}"
+                    where[key] = f"seed {run.seed}, {run.subject}, {measured.place.path}"
+        progress(f"seed {run.seed}: {run.subject} {run.dtype}")
+    factors = {
+        mode: {
+            dtype: {name: HEADROOM * max(1.0, ratio) for name, ratio in cell.items()}
+            for dtype, cell in by_dtype.items()
+        }
+        for mode, by_dtype in worst.items()
+    }
+    record = {
+        "runs": runs,
+        "seeds": [seeds.start, seeds.stop],
+        "headroom": HEADROOM,
+        "worst_healthy_ratio": worst,
+        "worst_healthy_run": where,
+        "command": f"mpt-conform calibrate --seeds {seeds.start}:{seeds.stop}",
+    }
+    return Factors(ALPHA, factors, record)
