@@ -1,4 +1,4 @@
-"""Calibration: how far beyond the legitimate orders do healthy implementations lie?
+"""Calibration: how far beyond the legitimate orders healthy implementations lie.
 
 Healthy subjects are judged on seeded random checkpoints over all config features. For every mode,
 dtype and statistic the largest ratio of a healthy value to the worst order (or its floor) is kept;

@@ -8,8 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from harness.errors import EXIT_CONFORMS, EXIT_DIVERGES, EXIT_INTERNAL, EXIT_NOT_PROVEN, BadInput
-from harness.errors import ConformanceError
+from harness.errors import (
+    EXIT_CONFORMS,
+    EXIT_DIVERGES,
+    EXIT_INTERNAL,
+    EXIT_NOT_PROVEN,
+    BadInput,
+    ConformanceError,
+)
 
 app = typer.Typer(
     help="Is it still MPT? Judge an implementation against a float64 reference, layer by layer.\n\n"
@@ -74,7 +80,7 @@ def check(
     subject: Annotated[
         str,
         typer.Option(
-            help="relax, torch, transformers, or package.module:factory of your own (runs that code)."
+            help="relax, torch, transformers, or package.module:factory (runs that code)."
         ),
     ] = "relax",
     dtype: Annotated[str, typer.Option(callback=_dtype, help="Storage dtype.")] = "float16",

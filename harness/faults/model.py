@@ -1,4 +1,4 @@
-"""What a fault is: a small mutation of the subject, applied where the real mistake would be made."""
+"""What a fault is: a small mutation of the subject, made where the real mistake would be."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def _dtype(name: str) -> np.dtype[np.generic]:
 def _log_probabilities(
     attend: Attend, shape: AttentionShape, queries: Float, keys: Float, query_length: int
 ) -> Float:
-    """Return ``(heads, query, key)`` log-probabilities, queries ``(heads, dim)``, keys ``(key,)``."""
+    """Return log-probabilities ``(heads, query, key)`` of one-dimensional queries and keys."""
     length, dim = keys.shape[0], shape.head_dim
     batch = -(-length // dim)
     dtype = _dtype(shape.dtype)

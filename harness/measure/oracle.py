@@ -46,7 +46,7 @@ def stored(read: Read, dtype: str) -> Read:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One tap as the golden, each evaluation order and the unrounded ones have it, torch tensors."""
+    """One tap as the golden, the orders and the unrounded evaluations have it, torch tensors."""
 
     golden: Any
     orders: tuple[Any, ...]
@@ -59,17 +59,17 @@ class Part:
     def __init__(self, oracle: Oracle, part: int | str) -> None:
         from reference import model
 
-        load: Callable[..., Any]
-        if part == "embed":
-            load = model.embed_weights
-        elif part == "head":
-            load = model.head_weights
-        else:
-            load = lambda config, read, **kw: model.block_weights(config, part, read, **kw)  # type: ignore[arg-type]  # noqa: E731
+        def load(**options: Any) -> Any:
+            if part == "embed":
+                return model.embed_weights(oracle.config, oracle.read, **options)
+            if part == "head":
+                return model.head_weights(oracle.config, oracle.read, **options)
+            return model.block_weights(oracle.config, int(part), oracle.read, **options)
+
         self._oracle = oracle
         self.part = part
-        self.wide = load(oracle.config, oracle.read, dtype="float64", device=oracle.device)
-        self.narrow = load(oracle.config, oracle.read, dtype="float32", device=oracle.device)
+        self.wide = load(dtype="float64", device=oracle.device)
+        self.narrow = load(dtype="float32", device=oracle.device)
 
     def _weights(self, order: Order) -> Any:
         return self.wide if order.compute == "float64" else self.narrow

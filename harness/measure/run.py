@@ -26,7 +26,7 @@ from harness.measure.taps import (
     shapes,
 )
 from harness.subjects.calls import SubjectFailure, call_array, call_taps
-from harness.subjects.protocol import Array, OPTIONAL_METHODS, capabilities
+from harness.subjects.protocol import OPTIONAL_METHODS, Array, capabilities
 
 EXACT_TAPS = frozenset({"transformer.wte", "transformer.wpe"})
 _ALIBI_KEYS = 512

@@ -16,23 +16,40 @@ class Sizes(Protocol):
     """The config fields that decide which taps there are and how wide."""
 
     @property
-    def d_model(self) -> int: ...
+    def d_model(self) -> int:
+        """Width of the stream."""
+
     @property
-    def n_heads(self) -> int: ...
+    def n_heads(self) -> int:
+        """Query heads."""
+
     @property
-    def n_layers(self) -> int: ...
+    def n_layers(self) -> int:
+        """Blocks."""
+
     @property
-    def kv_n_heads(self) -> int: ...
+    def kv_n_heads(self) -> int:
+        """Key/value heads."""
+
     @property
-    def head_dim(self) -> int: ...
+    def head_dim(self) -> int:
+        """Width of a head."""
+
     @property
-    def hidden_dim(self) -> int: ...
+    def hidden_dim(self) -> int:
+        """Width of the MLP."""
+
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Rows of the embedding."""
+
     @property
-    def qk_ln(self) -> bool: ...
+    def qk_ln(self) -> bool:
+        """Whether queries and keys are normalised."""
+
     @property
-    def has_wpe(self) -> bool: ...
+    def has_wpe(self) -> bool:
+        """Whether positions are learned."""
 
 
 @dataclass(frozen=True)

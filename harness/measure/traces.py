@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from harness.errors import BadInput
 from harness.inputs import check_ids
 from harness.measure.compare import summarise_logits

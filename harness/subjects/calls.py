@@ -43,7 +43,7 @@ def _call(call: str, function: Callable[..., Any], *arguments: object) -> Any:
         raise SubjectFailure(call, reason, traceback.format_exc()) from error
 
 
-def _array(call: str, name: str, value: object, shape: tuple[int, ...]) -> Array:
+def _array(call: str, name: str, value: Any, shape: tuple[int, ...]) -> Array:
     if hasattr(value, "detach"):
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
