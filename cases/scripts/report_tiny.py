@@ -110,9 +110,9 @@ def measure(directory: Path, work: Path) -> dict[str, Any]:
     model = load(directory)
     tokenizer = directory / train_tiny.TOKENIZER_NAME
     training, held_out = train_tiny.split(corpus.books(corpus.fetch(work / "corpus")))
-    excerpt = (train_tiny.HERE / "prompts" / "held-out.txt").read_text()
+    excerpt = train_tiny.HELD_OUT.read_text()
     if excerpt != held_out:
-        raise SystemExit("cases/prompts/held-out.txt is not what the corpus holds out")
+        raise SystemExit("cases/prompts/held-out/persuasion.txt is not what the corpus holds out")
     ids, seen = train_tiny.encode(tokenizer, held_out), train_tiny.encode(tokenizer, training)
     batch = windows(ids, WINDOW)
     by_rule = {rule: losses(model, batch, rule) for rule in SLOPE_RULES}
@@ -160,9 +160,10 @@ Made by `python -m cases.scripts.train_tiny`, described by `python -m cases.scri
 which wrote this file and `report.json`. Do not edit either.
 
 **Text and licence.** Six novels of Jane Austen: {figures["training_book_licence"]},
-read from Debian's `{corpus.PACKAGE}`. The text is not committed, except the last part of *Persuasion*, which
-was held out of training (`cases/prompts/held-out.txt`, {figures["held_out_tokens"]:,d} tokens). The
-weights and the tokenizer are under the licence of this project.
+read from Debian's `{corpus.PACKAGE}`. The text is not committed, except the last part of
+*Persuasion*, which was held out of training (`cases/prompts/held-out/persuasion.txt`,
+{figures["held_out_tokens"]:,d} tokens). The weights and the tokenizer are under the licence of this
+project.
 
 **Loss** (nats a token, float64, windows of {figures["window"]} tokens):
 

@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent.parent
 SEED, VOCAB, LENGTH, BATCH = 20230505, 1024, 256, 12
 D_MODEL, N_HEADS, N_LAYERS, EXPANSION, MAX_SEQ_LEN, BIAS_MAX = 192, 12, 4, 4, 512, 8
 HELD_OUT_BOOK, HELD_OUT_CHARACTERS = "persuasion", 24_000
+HELD_OUT = HERE / "prompts" / "held-out" / "persuasion.txt"
 TOKENIZER_NAME = "tokenizer.json"
 
 
@@ -218,7 +219,7 @@ def main(arguments: list[str]) -> None:
     chosen.work.mkdir(parents=True, exist_ok=True)
     model = train(chosen.steps, chosen.work)
     _, held_out = split(corpus.books(corpus.fetch(chosen.work / "corpus")))
-    (HERE / "prompts" / "held-out.txt").write_text(held_out)
+    HELD_OUT.write_text(held_out)
     export(model, chosen.work, chosen.output)
 
 
