@@ -162,6 +162,7 @@ _CALIBRATED = (
         norm=Norm("one_pass"),
         epilogue="separate",
     ),
+    # The naive float32 loop, term by term: what a schedule without blocking does.
     Order("sequential", sum=Sum("chunks", 1), gelu="half_first"),
     Order("exact", compute="float64"),
 )
