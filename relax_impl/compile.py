@@ -15,8 +15,9 @@ from tvm import relax
 
 from relax_impl.config import MPTConfig
 from relax_impl.graph import Function, Graph, LayerOperations, build_graph
+from relax_impl.kernels.cpu import FAST
 from relax_impl.layout import Layout
-from relax_impl.operations import PLAIN
+from relax_impl.operations import PLAIN, Operations
 from relax_impl.target import resolve, use_all_cores
 
 
@@ -62,6 +63,11 @@ def cache_key(module: tvm.IRModule, target: tvm.target.Target) -> str:
         digest.update(part.encode())
         digest.update(b"\0")
     return digest.hexdigest()
+
+
+def default_operations(target: str) -> Operations:
+    """Fastest building blocks for a target."""
+    return FAST if resolve(target).kind.name == "llvm" else PLAIN
 
 
 PIPELINE_VERSION = "1"
@@ -167,8 +173,9 @@ def compile_model(
     """
     use_all_cores()
     resolved = resolve(target)
+    best = default_operations(target)
     with resolved:
-        graph = build_graph(config, dtype, operations or (lambda layer: PLAIN))
+        graph = build_graph(config, dtype, operations or (lambda layer: best))
     path = cache_directory() / f"{cache_key(graph.module, resolved)}.so"
     cached = _intact(path)
     if not cached:

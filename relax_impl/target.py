@@ -57,3 +57,9 @@ def resolve(target: str) -> Target:
         parsed = Target(json.loads(target))
         return parsed if parsed.host or parsed.kind.name == "llvm" else Target(parsed, host=host())
     raise ValueError(f"target: expected llvm, cuda or a TVM target as JSON, found {target!r}")
+
+
+def wide_vectors() -> bool:
+    """Whether the current target has registers of 512 bits."""
+    target = Target.current(allow_none=True)
+    return target is not None and "+avx512f" in [str(f) for f in target.attrs.get("mattr", [])]

@@ -8,19 +8,16 @@ from typing import TYPE_CHECKING
 import tvm
 from tvm.relax.frontend.nn import Tensor, op
 
+from relax_impl.attention import Attention
+from relax_impl.kernels.cpu.attention import flash
 from relax_impl.kernels.cpu.linear import linear_kernel
 from relax_impl.kernels.cpu.rowwise import gelu_kernel, norm_kernel
 from relax_impl.layout import PANELS
 from relax_impl.operations import PLAIN, scaled
+from relax_impl.target import wide_vectors
 
 if TYPE_CHECKING:
     from relax_impl.model import MPTEmbedding, MPTLinear, MPTNorm
-
-
-def wide_vectors() -> bool:
-    """Whether the current target has registers of 512 bits."""
-    target = tvm.target.Target.current(allow_none=True)
-    return target is not None and "+avx512f" in [str(f) for f in target.attrs.get("mattr", [])]
 
 
 def _on_rows(
@@ -71,6 +68,7 @@ FAST = dataclasses.replace(
     PLAIN,
     norm=norm,
     linear=linear,
+    attention=Attention(lowering=flash),
     activation=gelu,
     unembed=unembed,
     layout=PANELS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from tvm import tirx
@@ -10,52 +10,47 @@ from tvm.script import tirx as T
 
 from relax_impl.kernels.cpu.vector import LANES, at, narrow, splat, spread, widen
 
-TILE_ROWS = 6
+TILE = 6
 """Rows of x per register tile."""
-BLOCK_ROWS = 96
-"""Rows of x per task, a multiple of TILE_ROWS: together with one group of panels they fit L2."""
+BLOCK = 96
+"""Rows of x per task, a multiple of TILE: together with one group of panels they fit L2."""
 GROUP = 4
 """Panels per task."""
 
 
-@lru_cache(maxsize=None)
+@cache
 def linear_kernel(
     rows: int, columns: int, dtype: str, out_dtype: str, has_bias: bool, wide: bool
 ) -> tirx.PrimFunc:
-    """x (m, columns) times the transposed weight, plus the bias, to (m, rows).
+    """Product of x (m, columns) and a transposed weight, plus a bias, as (m, rows).
 
-    The weight is stored in panels, [ceil(rows / 16), columns, 16]. A register tile is 6 rows of x by
-    16 output features, or 32 where vectors are 512 bits wide (`wide`): on either kind of register
-    that is 12 independent sums, enough to hide the latency of a multiply-add. Rows left over get a
-    tile of their own size, with the sum over the columns split to keep as many sums in flight.
-    x is converted to float32 once, the weight in registers.
+    The weight is stored in panels, [ceil(rows / 16), columns, 16]. A register tile is 6 rows of x
+    by 16 output features, or by 32 where vectors are 512 bits wide (`wide`): either way 12
+    independent sums, enough to hide the latency of a multiply-add. Rows left over get a tile of
+    their own size, with the sum over the columns split to keep as many sums in flight. x is
+    converted to float32 once, the weight in registers; the accumulator is rounded once, at the end.
     """
     panels = -(-rows // LANES)
     pair = 2 if wide else 1
     groups = -(-panels // GROUP)
-    whole = rows // LANES
-    last = rows - whole * LANES
+    whole, last = divmod(rows, LANES)
+    has_odd = panels % pair == 1
     staged = dtype != "float32"
+    start, rest_columns = columns // LANES * LANES, columns % LANES
 
-    @T.inline
-    def store(Y: Any, B: Any, acc: Any, slot: Any, i: Any, n: Any) -> None:
-        # `n` is the panel; the last one may be partly padding.
-        if has_bias:
-            if n < whole:
-                Y[i, at(n * LANES, LANES)] = narrow(
-                    acc[at(slot * LANES, LANES)] + widen(B[at(n * LANES, LANES)]), out_dtype
-                )
-            else:
-                for q in range(last):
-                    Y[i, n * LANES + q] = narrow(
-                        acc[slot * LANES + q] + widen(B[n * LANES + q]), out_dtype
-                    )
-        else:
-            if n < whole:
-                Y[i, at(n * LANES, LANES)] = narrow(acc[at(slot * LANES, LANES)], out_dtype)
-            else:
-                for q in range(last):
-                    Y[i, n * LANES + q] = narrow(acc[slot * LANES + q], out_dtype)
+    # Plain functions rather than T.inline where an expression is enough: each use of T.inline costs
+    # the parser 30 ms.
+    def product(acc: Any, slot: Any, A: Any, W: Any, i: Any, n: Any, k: Any) -> Any:
+        weight = widen(W[n, k, at(0, LANES)])
+        return T.fma(spread(A[i, k], LANES), weight, acc[at(slot * LANES, LANES)])
+
+    def vector(acc: Any, slot: Any, B: Any, n: Any) -> Any:
+        total = acc[at(slot * LANES, LANES)]
+        return narrow(total + widen(B[at(n * LANES, LANES)]) if has_bias else total, out_dtype)
+
+    def scalar(acc: Any, slot: Any, B: Any, n: Any, q: Any) -> Any:
+        total = acc[slot * LANES + q]
+        return narrow(total + widen(B[n * LANES + q]) if has_bias else total, out_dtype)
 
     @T.inline
     def tile(mr: Any, np: Any, split: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any) -> None:
@@ -66,18 +61,14 @@ def linear_kernel(
             for c in T.unroll(split):
                 for r in T.unroll(mr):
                     for p in T.unroll(np):
-                        acc[at(((c * mr + r) * np + p) * LANES, LANES)] = T.fma(
-                            spread(A[i + r, k * split + c], LANES),
-                            widen(W[n + p, k * split + c, at(0, LANES)]),
-                            acc[at(((c * mr + r) * np + p) * LANES, LANES)],
+                        acc[at(((c * mr + r) * np + p) * LANES, LANES)] = product(
+                            acc, (c * mr + r) * np + p, A, W, i + r, n + p, k * split + c
                         )
         for k in range(columns % split):
             for r in T.unroll(mr):
                 for p in T.unroll(np):
-                    acc[at((r * np + p) * LANES, LANES)] = T.fma(
-                        spread(A[i + r, columns // split * split + k], LANES),
-                        widen(W[n + p, columns // split * split + k, at(0, LANES)]),
-                        acc[at((r * np + p) * LANES, LANES)],
+                    acc[at((r * np + p) * LANES, LANES)] = product(
+                        acc, r * np + p, A, W, i + r, n + p, columns // split * split + k
                     )
         for c in T.unroll(split - 1):
             for t in T.unroll(mr * np):
@@ -86,37 +77,40 @@ def linear_kernel(
                 )
         for r in T.unroll(mr):
             for p in T.unroll(np):
-                store(Y, B, acc, r * np + p, i + r, n + p)
+                if n + p < whole:
+                    Y[i + r, at((n + p) * LANES, LANES)] = vector(acc, r * np + p, B, n + p)
+                else:
+                    # The last panel, where it is partly padding.
+                    for q in range(last):
+                        Y[i + r, (n + p) * LANES + q] = scalar(acc, r * np + p, B, n + p, q)
 
     @T.inline
-    def row_block(np: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, count: Any, n: Any) -> None:
-        for t in range(count // TILE_ROWS):
-            tile(TILE_ROWS, np, 1, A, W, B, Y, i + t * TILE_ROWS, n)
-        rest = count % TILE_ROWS
-        j = i + count - rest
-        if rest == 1:
-            tile(1, np, 4, A, W, B, Y, j, n)
-        elif rest == 2:
-            tile(2, np, 3, A, W, B, Y, j, n)
-        elif rest == 3:
-            tile(3, np, 2, A, W, B, Y, j, n)
-        elif rest == 4:
-            tile(4, np, 1, A, W, B, Y, j, n)
-        elif rest == 5:
-            tile(5, np, 1, A, W, B, Y, j, n)
-
-    @T.inline
-    def product(m: Any, A: Any, W: Any, B: Any, Y: Any) -> None:
-        blocks = (m + BLOCK_ROWS - 1) // BLOCK_ROWS
+    def multiply(m: Any, A: Any, W: Any, B: Any, Y: Any) -> None:
+        blocks = (m + BLOCK - 1) // BLOCK
         for t in T.parallel(blocks * groups):
-            g = t // blocks
-            i = t % blocks * BLOCK_ROWS
-            count = T.min(T.int64(BLOCK_ROWS), m - i)
-            here = T.min(T.int64(GROUP), panels - g * GROUP)
+            n = t // blocks * GROUP
+            i = t % blocks * BLOCK
+            count = T.min(T.int64(BLOCK), m - i)
+            here = T.min(T.int64(GROUP), panels - n)
             for u in range(here // pair):
-                row_block(pair, A, W, B, Y, i, count, g * GROUP + u * pair)
-            if here % pair == 1:
-                row_block(1, A, W, B, Y, i, count, g * GROUP + here - 1)
+                for v in range(count // TILE):
+                    tile(TILE, pair, 1, A, W, B, Y, i + v * TILE, n + u * pair)
+            if has_odd and here % pair == 1:
+                for v in range(count // TILE):
+                    tile(TILE, 1, 1, A, W, B, Y, i + v * TILE, n + here - 1)
+            rest = count % TILE
+            j = i + count - rest
+            for u in range(here):
+                if rest == 1:
+                    tile(1, 1, 4, A, W, B, Y, j, n + u)
+                elif rest == 2:
+                    tile(2, 1, 3, A, W, B, Y, j, n + u)
+                elif rest == 3:
+                    tile(3, 1, 2, A, W, B, Y, j, n + u)
+                elif rest == 4:
+                    tile(4, 1, 1, A, W, B, Y, j, n + u)
+                elif rest == 5:
+                    tile(5, 1, 1, A, W, B, Y, j, n + u)
 
     @T.inline
     def body(m: Any, X: Any, W: Any, B: Any, Y: Any) -> None:
@@ -125,21 +119,25 @@ def linear_kernel(
             for i in T.parallel(m):
                 for p in range(columns // LANES):
                     A[i, at(p * LANES, LANES)] = widen(X[i, at(p * LANES, LANES)])
-                for k in range(columns % LANES):
-                    A[i, columns // LANES * LANES + k] = widen(X[i, columns // LANES * LANES + k])
-            product(m, A, W, B, Y)
+                for k in range(rest_columns):
+                    A[i, start + k] = widen(X[i, start + k])
+            multiply(m, A, W, B, Y)
         else:
-            product(m, X, W, B, Y)
+            multiply(m, X, W, B, Y)
 
-    @T.prim_func(private=True, s_tir=True)
-    def with_bias(x: T.handle, w: T.handle, b: T.handle, y: T.handle) -> None:
-        T.func_attr({"tirx.noalias": True})
-        m = T.int64()
-        X = T.match_buffer(x, (m, columns), dtype)
-        W = T.match_buffer(w, (panels, columns, LANES), dtype)
-        B = T.match_buffer(b, (rows,), dtype)
-        Y = T.match_buffer(y, (m, rows), out_dtype)
-        body(m, X, W, B, Y)
+    if has_bias:
+
+        @T.prim_func(private=True, s_tir=True)
+        def with_bias(x: T.handle, w: T.handle, b: T.handle, y: T.handle) -> None:
+            T.func_attr({"tirx.noalias": True})
+            m = T.int64()
+            X = T.match_buffer(x, (m, columns), dtype)
+            W = T.match_buffer(w, (panels, columns, LANES), dtype)
+            B = T.match_buffer(b, (rows,), dtype)
+            Y = T.match_buffer(y, (m, rows), out_dtype)
+            body(m, X, W, B, Y)
+
+        return with_bias
 
     @T.prim_func(private=True, s_tir=True)
     def without_bias(x: T.handle, w: T.handle, y: T.handle) -> None:
@@ -150,4 +148,4 @@ def linear_kernel(
         Y = T.match_buffer(y, (m, rows), out_dtype)
         body(m, X, W, W, Y)
 
-    return with_bias if has_bias else without_bias
+    return without_bias

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from tvm import tirx
@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 from relax_impl.kernels.cpu.vector import LANES, at, gelu, narrow, splat, spread, widen
 
 
-@lru_cache(maxsize=None)
+@cache
 def gelu_kernel(width: int, dtype: str) -> tirx.PrimFunc:
     """GELU of (m, width), in float32 and rounded once."""
     whole = width // LANES
@@ -34,7 +34,7 @@ def gelu_kernel(width: int, dtype: str) -> tirx.PrimFunc:
     return kernel
 
 
-@lru_cache(maxsize=None)
+@cache
 def norm_kernel(
     width: int, dtype: str, epsilon: float, is_rms: bool, has_bias: bool
 ) -> tirx.PrimFunc:

@@ -1,7 +1,7 @@
 """Vectors of float32 lanes: storage conversion, exp and erfc, as expressions.
 
-The coefficients are fitted when the module is imported, by interpolation in Chebyshev nodes, so that
-nothing here is a quoted number; the tests measure the result against float64.
+The coefficients are fitted when the module is imported, by interpolation in Chebyshev nodes, so
+that nothing here is a quoted number; the tests measure the result against float64.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def erfc(t: Expr) -> Expr:
 
 
 def gelu(x: Expr) -> Expr:
-    """x Phi(x) = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, without cancellation in the tail."""
+    """X Phi(x) = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, without cancellation in the tail."""
     n = lanes(x)
     size = T.max(splat(0.0, n) - x, x)
     half = size * splat(0.5, n)
