@@ -230,15 +230,20 @@ def load_parameters(
     shapes = parameter_shapes(config, weight_map.layout)
     tensors: dict[str, Array] = {}
     misshapen = []
-    for name, sources in weight_map.param_map.items():
-        arrays = [checkpoint.read(source) for source in sources]
-        tensor = convert(weight_map.map_func[name](*arrays), dtype)
+    for name in weight_map.param_map:
+        tensor = apply(weight_map, name, checkpoint.read, dtype)
         if tensor.shape != shapes[name]:
             misshapen.append(f"{name}: expected {shapes[name]}, mapped to {tensor.shape}")
         tensors[name] = tensor
     if misshapen:
         raise WeightMapError(misshapen=misshapen)
     return Parameters(config, dtype, weight_map.layout, tensors)
+
+
+def apply(weight_map: WeightMap, name: str, read: Callable[[str], Array], dtype: str) -> Array:
+    """Make one parameter from the tensors that `read` returns."""
+    arrays = [read(source) for source in weight_map.param_map[name]]
+    return convert(weight_map.map_func[name](*arrays), dtype)
 
 
 def convert(array: Array, dtype: str) -> Array:
