@@ -77,7 +77,7 @@ def load_cases(
             prompts = default_prompts(config.vocab_size, config.max_seq_len, vocabulary)
         else:
             prompts = load_prompts(source)
-        loaded = [(p.name, np.asarray(p.token_ids(vocabulary))) for p in prompts]
+        loaded = [(p.name, np.asarray(p.encode(vocabulary).ids)) for p in prompts]
     except PromptError as error:
         raise BadInput(str(error)) from error
     cases = []

@@ -107,6 +107,48 @@ class HubModel:
         return taps | {"transformer.norm_f": ends["transformer.norm_f"], "logits": logits}
 
     @torch.no_grad()
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Run the attention of block 0, as deployed, on given queries, keys and values.
+
+        Parameters
+        ----------
+        q
+            (batch, queries, n_heads, head_dim); the queries are the last ones of the keys.
+        k, v
+            (batch, keys, n_heads, head_dim).
+
+        Returns
+        -------
+        Tensor
+            (batch, queries, n_heads * head_dim), before the output projection.
+        """
+        queries, keys = q.shape[1], k.shape[1]
+        padded = torch.zeros_like(k)
+        padded[:, keys - queries :] = q
+        planted = torch.cat([t.flatten(2) for t in (padded, k, v)], dim=-1)
+        planted = planted.to(self.device, DTYPES[self.storage])
+        heads, pieces = self.config.n_heads, []
+        together = max(1, SCORES_AT_A_TIME // (heads * keys * keys))
+        for at in range(0, len(planted), together):
+            pieces.append(self._attend(planted[at : at + together])[:, keys - queries :])
+        return torch.cat(pieces)
+
+    def _attend(self, planted: Tensor) -> Tensor:
+        context: dict[str, Tensor] = {}
+        with self._only(0) as block, ExitStack() as stack:
+            stack.enter_context(_hook(block.attn.Wqkv, lambda *_: planted))
+            keep = _keep(context, "context", of_input=True)
+            stack.enter_context(_hook(block.attn.out_proj, keep))
+            # What is planted stands for queries and keys after the clip.
+            clip, block.attn.clip_qkv = block.attn.clip_qkv, None
+            stream = torch.zeros(*planted.shape[:2], self.config.d_model)
+            try:
+                self.model.transformer(inputs_embeds=self._stream(stream))
+            finally:
+                block.attn.clip_qkv = clip
+        return context["context"]
+
+    @torch.no_grad()
     def attention_bias(self, query_length: int, key_length: int) -> Tensor:
         """Measure what the deployed attention adds to its scores.
 

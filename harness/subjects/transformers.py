@@ -8,6 +8,7 @@ import numpy as np
 
 from harness.checkpoint.reader import Checkpoint
 from harness.errors import BadInput
+from harness.measure.alibi import AttentionShape, probe_bias
 from harness.measure.oracle import stored
 from harness.subjects.protocol import Array, Rounding
 from harness.subjects.torch import _numpy
@@ -59,7 +60,19 @@ class TransformersSubject:
 
     def attention_bias(self, query_length: int, key_length: int) -> Array:
         """Return the bias, measured through the model's own attention module."""
-        return _numpy(self._model.attention_bias(query_length, key_length))
+        from reference.alibi import slopes
+        from reference.model import as_tensor
+
+        config = self._model.config
+        shape = AttentionShape(
+            config.n_heads, config.kv_n_heads, config.head_dim, config.scale, self.dtype
+        )
+
+        def attend(q: Array, k: Array, v: Array) -> Array:
+            return _numpy(self._model.attend(*(as_tensor(array) for array in (q, k, v))))
+
+        rates = slopes(config.n_heads, config.alibi_bias_max).numpy()
+        return probe_bias(attend, shape, rates, query_length, key_length)
 
     def parameters(self) -> dict[str, Array]:
         """Return the weights as they are held."""
