@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from harness.measure.oracle import stored
-from harness.report.record import ConversionRecord
+from harness.measure.records import Conversion
 
 if TYPE_CHECKING:
     from harness.checkpoint.reader import Checkpoint
 
 
-def conversion(names: Iterable[str], checkpoint: Checkpoint, dtype: str) -> ConversionRecord | None:
+def conversion(names: Iterable[str], checkpoint: Checkpoint, dtype: str) -> Conversion | None:
     """Count what changed, or return ``None`` where the checkpoint is in ``dtype`` already."""
     source = checkpoint.storage_dtype
     if source == dtype:
@@ -28,4 +28,4 @@ def conversion(names: Iterable[str], checkpoint: Checkpoint, dtype: str) -> Conv
         overflowed += int((np.isinf(after) & np.isfinite(before)).sum())
         flushed += int(((after == 0) & (before != 0)).sum())
         inexact += int((after != before).sum())
-    return ConversionRecord(source, dtype, elements, overflowed, flushed, inexact)
+    return Conversion(source, dtype, elements, overflowed, flushed, inexact)

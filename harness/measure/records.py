@@ -110,4 +110,16 @@ class LogitSummary:
     subject_loss: float
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """What rounding a checkpoint's weights to the storage dtype cost, in elements."""
+
+    source: str
+    target: str
+    elements: int
+    overflowed: int
+    flushed: int
+    inexact: int
+
+
 Event = Measurement | Skip | Failure | LogitSummary

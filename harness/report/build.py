@@ -10,10 +10,11 @@ from harness.judge.coverage import Axis
 from harness.judge.verdict import Row
 from harness.localise import Divergence
 from harness.measure.arrival import Arrival
-from harness.measure.records import Failure, LogitSummary
+from harness.measure.records import Conversion, Failure, LogitSummary
 from harness.measure.taps import Place
 from harness.report.record import (
     AxisRecord,
+    ConversionRecord,
     DivergenceRecord,
     FailureRecord,
     LogitRecord,
@@ -99,3 +100,8 @@ def logit_records(summaries: Iterable[LogitSummary]) -> tuple[LogitRecord, ...]:
         fields = asdict(summary)
         records.append(LogitRecord(case=fields.pop("prompt"), **fields))
     return tuple(records)
+
+
+def conversion_record(cost: Conversion | None) -> ConversionRecord | None:
+    """Return the cost of the weights' conversion."""
+    return None if cost is None else ConversionRecord(**asdict(cost))
