@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -14,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.checkpoint.dtypes import FLOATS
+from harness.checkpoint.float16_partial import Partial, exclusively
 from harness.checkpoint.float16_report import ConversionRefused, ConversionReport, ConvertedTensor
-from harness.checkpoint.float16_state import Partial, exclusively
 from harness.checkpoint.pipeline import convert_shard, verify_shard
 from harness.checkpoint.reader import Checkpoint
 from harness.checkpoint.rounding import Counts
@@ -105,8 +103,7 @@ def convert(
             raise BadInput(
                 "the target exists already", where=str(destination), hint="--force replaces it"
             )
-        plan = _fingerprint(checkpoint, shards)
-        partial = stack.enter_context(Partial.open(partial_path, plan))
+        partial = stack.enter_context(Partial.open(partial_path))
         counts, written = _convert_all(checkpoint, shards, partial, progress)
         report = _report(checkpoint, destination, shards, counts, written)
         if not allow_overflow and (report.totals.overflowed or report.totals.not_finite):
@@ -162,13 +159,6 @@ def _plan(checkpoint: Checkpoint, max_shard_bytes: int) -> tuple[Shard, ...]:
     )
 
 
-def _fingerprint(checkpoint: Checkpoint, shards: tuple[Shard, ...]) -> str:
-    """What must be equal for shards of an earlier run to fit; the contents are verified apart."""
-    sources = [(t.name, t.dtype, t.shape) for t in checkpoint.tensors]
-    headers = [s.header.hex() for s in shards]
-    return hashlib.sha256(json.dumps([1, sources, headers]).encode()).hexdigest()
-
-
 def _convert_all(
     checkpoint: Checkpoint, shards: tuple[Shard, ...], partial: Partial, progress: Progress | None
 ) -> tuple[dict[str, tuple[Counts, ...]], tuple[Shard, ...]]:
@@ -200,7 +190,7 @@ def _convert_all(
     for shard in todo:
         path = partial.path / shard.file
         counts[shard.file] = convert_shard(shard, checkpoint.read, path, advance)
-        partial.record(set(counts))
+        partial.worth_keeping = True
     return counts, todo
 
 
@@ -211,10 +201,11 @@ def _verified(
     kept = {}
     for shard in shards:
         path = partial.path / shard.file
-        if shard.file in partial.finished and path.is_file():
+        if path.is_file() and not path.is_symlink():
             counts = verify_shard(shard, checkpoint.read, path)
             if counts is not None:
                 kept[shard.file] = counts
+                partial.worth_keeping = True
     return kept
 
 

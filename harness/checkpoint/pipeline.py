@@ -145,4 +145,5 @@ def verify_shard(shard: Shard, read: Read, path: Path) -> tuple[Counts, ...] | N
                     return None
                 total += done
             counts.append(total)
+        os.fsync(file.fileno())  # whoever wrote it may have been killed before this
     return tuple(counts)

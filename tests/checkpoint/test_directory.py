@@ -195,6 +195,19 @@ def test_shard_outside_the_index_is_read_as_duplicates_and_strangers(write, tmp_
     assert checkpoint.read("a").tolist() == [1, 1]  # the indexed one
 
 
+def test_of_duplicates_in_indexed_shards_the_indexed_one_is_read(write, tmp_path):
+    write(tmp_path, TWO, shards=2)  # the index has a in the first shard and b in the second
+    both = {"a": torch.ones(2), "b": torch.full((3,), 7.0)}
+    write(tmp_path / "other", both)
+    os.rename(
+        tmp_path / "other" / "model.safetensors", tmp_path / "model-00001-of-00002.safetensors"
+    )
+    checkpoint = Checkpoint.open(tmp_path)
+    assert [t.name for t in checkpoint.tensors] == ["a", "b", "b"]
+    assert checkpoint.read("b").tolist() == [0, 0, 0]
+    assert checkpoint.unindexed == ("b",)
+
+
 def test_duplicates_across_shards_are_all_listed(write, tmp_path):
     write(tmp_path, TWO, shards=2, index=False, kind="pytorch")
     torch.save({"a": torch.full((2,), 7.0)}, tmp_path / "pytorch_model-00002-of-00002.bin")

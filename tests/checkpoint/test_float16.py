@@ -13,7 +13,7 @@ import torch
 
 from harness.checkpoint import Checkpoint, float16, pipeline
 from harness.checkpoint.float16 import ConversionRefused, convert, target_of
-from harness.checkpoint.float16_state import exclusively
+from harness.checkpoint.float16_partial import exclusively
 from harness.errors import BadInput
 
 CONFIG = (

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from harness.checkpoint.float16 import convert
-from harness.checkpoint.float16_state import STATE
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -65,9 +64,7 @@ def test_killed_and_taken_up_again(source, whole, at):
     assert died.returncode == -signal.SIGKILL
     assert partial.is_dir()
     assert not target.exists()
-    state = json.loads((partial / STATE).read_text())
     report = convert(source, max_shard_bytes=40_000)
-    assert sorted(report.kept_shards) == state["finished"]
     assert len(report.kept_shards) == int(at * 9) // 2  # two tensors of nine a shard
     assert fingerprint(target) == whole
     assert sorted(os.listdir(source.parent)) == ["m", "m-float16", "w"]
@@ -92,7 +89,8 @@ def test_a_damaged_finished_shard_is_made_again(source, whole, damage):
     partial = source.with_name("m-float16.partial")
     shard = partial / "model-00002-of-00005.safetensors"
     data = bytearray(shard.read_bytes())
-    data[-1 if damage != "header" else 12] ^= 1
+    if damage in ("flip", "header"):
+        data[-1 if damage == "flip" else 12] ^= 1
     if damage == "truncate":
         data = data[:-1]
     if damage == "extend":
@@ -118,18 +116,6 @@ def test_a_changed_source_is_converted_again(source):
     fresh = convert(source, target=source.with_name("fresh"), max_shard_bytes=40_000)
     assert 0 < len(report.kept_shards) < 4
     assert fingerprint(report.target) == fingerprint(fresh.target)
-
-
-@pytest.mark.parametrize("state", ["{", "[]", "{}", '{"plan": 1, "finished": 2}', None])
-def test_a_torn_state_means_a_new_start(source, whole, state):
-    assert python(KILLED, source, 0.99).returncode == -signal.SIGKILL
-    path = source.with_name("m-float16.partial") / STATE
-    path.unlink()
-    if state is not None:
-        path.write_text(state)
-    report = convert(source, max_shard_bytes=40_000)
-    assert report.kept_shards == ()
-    assert fingerprint(report.target) == whole
 
 
 def test_another_plan_and_strange_files_do_not_survive(source):

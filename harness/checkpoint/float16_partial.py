@@ -1,76 +1,62 @@
-"""An interruptible conversion's state on disk: a lock, a partial directory, finished shards."""
+"""A conversion's work on disk: a lock, and a directory that is renamed when it is whole."""
 
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from harness.checkpoint.writer import sync, write_durably
+from harness.checkpoint.writer import sync
 from harness.errors import BadInput
-
-STATE = ".conversion-state.json"
 
 
 @dataclass
 class Partial:
     """The directory in which a conversion grows.
 
+    It carries no record of what is finished: whether a shard in it is right is seen by converting
+    the source again and comparing bytes, which neither a torn file nor a changed source passes.
+
     Attributes
     ----------
     path
         The directory.
-    plan
-        Fingerprint of the conversion; another one's shards are not taken over.
-    finished
-        File names of the shards that were whole on disk. The state is a promise that they are
-        worth verifying, not a proof that they are right.
+    worth_keeping
+        Whether a finished shard lies in it that a later run can take over.
     """
 
     path: Path
-    plan: str
-    finished: set[str] = field(default_factory=set)
+    worth_keeping: bool = False
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, plan: str) -> Iterator[Partial]:
-        """Make the directory, or take over what an earlier run of the same plan left in it.
+    def open(cls, path: Path) -> Iterator[Partial]:
+        """Make the directory, or take over what an earlier run left in it.
 
-        On failure it stays if a shard in it is finished, and goes away otherwise.
+        On failure it stays if it is worth keeping, and goes away otherwise.
         """
-        partial = cls(path, plan)
-        if path.is_dir():
-            partial.finished = _load(path / STATE, plan)
-        else:
+        if not path.is_dir():
             path.mkdir()
+        partial = cls(path)
         try:
             yield partial
         except BaseException:
-            if not partial.finished:
+            if not partial.worth_keeping:
                 shutil.rmtree(path, ignore_errors=True)
             raise
 
-    def record(self, names: set[str]) -> None:
-        """Note durably that the shards `names`, already synced, are the finished ones."""
-        self.finished = names
-        state = {"plan": self.plan, "finished": sorted(names)}
-        write_durably(self.path / STATE, (json.dumps(state, indent=1) + "\n").encode())
-
     def clear_all_but(self, names: set[str]) -> None:
-        """Remove what earlier runs left besides the shards `names`, and forget it."""
+        """Remove what earlier runs left besides the shards `names`."""
         for entry in os.scandir(self.path):
-            if entry.name not in names | {STATE}:
+            if entry.name not in names:
                 _remove(Path(entry.path))
-        self.record(names)
 
     def publish(self, target: Path) -> None:
         """Give the directory its final name, in place of what may be there."""
-        (self.path / STATE).unlink()
         sync(self.path)
         replaced = target.with_name(target.name + ".replaced")
         _remove(replaced)
@@ -86,15 +72,6 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def _load(path: Path, plan: str) -> set[str]:
-    """Names of finished shards; none where the state is absent, torn or of another plan."""
-    try:
-        state = json.loads(path.read_bytes())
-        return {str(name) for name in state["finished"]} if state["plan"] == plan else set()
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return set()
 
 
 @contextmanager
