@@ -87,8 +87,8 @@ def bfloat16_tables() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     return narrow.view(np.uint16), _categories(wide, narrow)
 
 
-_Categories = np.ndarray[Any, np.dtype[np.uint8]]
-_Step = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], _Categories]
+_ByCategory = np.ndarray[Any, np.dtype[np.int64]]
+_Step = Callable[[np.ndarray[Any, Any], np.ndarray[Any, Any]], _ByCategory]
 
 
 class Rounder:
@@ -123,14 +123,14 @@ class Rounder:
         step: _Step = _round_wide
         if source.dtype == ml_dtypes.bfloat16:
             source, out, step = source.view(np.uint16), out.view(np.uint16), self._round_bfloat16
-        categories = np.zeros(5, np.int64)
+        found = np.zeros(5, np.int64)
         for start in range(0, source.size, _BLOCK):
             stop = min(start + _BLOCK, source.size)
-            categories += np.bincount(step(source[start:stop], out[start:stop]), minlength=5)
-        return Counts(*(int(categories[k]) for k in _IN_ORDER_OF_COUNTS))
+            found += step(source[start:stop], out[start:stop])
+        return Counts(*(int(found[k]) for k in _IN_ORDER_OF_COUNTS))
 
-    def _round_bfloat16(self, bits: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> _Categories:
-        """Round by arithmetic where that is exact, by table elsewhere; categories of the latter.
+    def _round_bfloat16(self, bits: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> _ByCategory:
+        """Round by arithmetic where that is exact, by table elsewhere; elements by category.
 
         From 2^-14 to 65280 a bfloat16 is a normal float16: the eight bits of its significand fit
         into eleven, and the exponent fits after a change of bias from 127 to 15. On the bits of a
@@ -146,7 +146,7 @@ class Rounder:
         outside = np.count_nonzero(o)
         if outside > size // _SPARSE:
             out[:] = np.take(results, bits)
-            return np.take(categories, bits)
+            return np.bincount(np.take(categories, bits), minlength=5)
         np.multiply(m, _SHIFT, out=m)
         np.subtract(m, _REBIAS, out=m)
         np.bitwise_and(bits, _SIGN, out=s)
@@ -154,12 +154,25 @@ class Rounder:
         rest = np.flatnonzero(o) if outside else _NONE
         special = bits[rest]
         out[rest] = results[special]
-        found: _Categories = categories[special]
-        return found
+        return np.bincount(categories[special], minlength=5)
 
 
-def _round_wide(block: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> _Categories:
-    """Round float32 or float64; categories of the elements that changed or are not finite."""
+def _round_wide(block: np.ndarray[Any, Any], out: np.ndarray[Any, Any]) -> _ByCategory:
+    """Round float32 or float64; elements by category.
+
+    Nearly every element changes, so that whole passes that count are faster than looking at those
+    that do. A zero stays zero, an infinity infinite and a NaN a NaN: what there is more of after
+    than before was flushed or overflowed. A NaN differs from itself.
+    """
     out[:] = _narrow(block)
-    changed = np.flatnonzero((out.astype(block.dtype) != block) | ~np.isfinite(block))
-    return _categories(block[changed], out[changed])
+    magnitude = out.view(np.uint16) & _MAGNITUDE
+    finite = np.count_nonzero(np.isfinite(block))
+    overflowed = finite - np.count_nonzero(magnitude < 0x7C00)
+    flushed = np.count_nonzero(block) - np.count_nonzero(magnitude)
+    differing = np.count_nonzero(out.astype(block.dtype) != block)
+    nans = np.count_nonzero(np.isnan(block)) if finite < block.size else 0
+    found = np.zeros(5, np.int64)
+    found[_INEXACT] = differing - overflowed - flushed - nans
+    found[_FLUSHED], found[_OVERFLOWED] = flushed, overflowed
+    found[_NOT_FINITE] = block.size - finite
+    return found

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.checkpoint import Checkpoint, float16, pipeline
+from harness.checkpoint import Checkpoint, float16, float16_partial, pipeline
 from harness.checkpoint.float16 import ConversionRefused, convert, target_of
 from harness.checkpoint.float16_partial import exclusively
 from harness.errors import BadInput
@@ -195,6 +195,22 @@ def test_the_second_of_two_runs_says_so(source):
     ):
         convert(source)
     convert(source)
+
+
+def test_a_lock_whose_file_was_just_removed_is_taken_anew(tmp_path, monkeypatch):
+    lock, real = tmp_path / "t.lock", float16_partial.fcntl.flock
+    taken = []
+
+    def flock(descriptor, how):
+        real(descriptor, how)
+        taken.append(descriptor)
+        if len(taken) == 1:
+            lock.unlink()  # as the run before us does at its end
+
+    monkeypatch.setattr(float16_partial.fcntl, "flock", flock)
+    with exclusively(tmp_path / "t"):
+        assert len(taken) == 2
+        assert lock.exists()
 
 
 def test_a_lock_left_by_a_killed_run_does_not_matter(source):
