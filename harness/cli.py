@@ -107,9 +107,12 @@ def check(
 
     from harness.pipeline import SHIPPED, Request
     from harness.pipeline import check as run
-    from harness.report.files import to_json, write_whole
+    from harness.report.files import require_writable, to_json, write_whole
     from harness.report.terminal import render
 
+    for place in (json, html):
+        if place is not None:
+            require_writable(place)
     request = Request(
         checkpoint=checkpoint or SHIPPED,
         subject=subject,
@@ -160,7 +163,11 @@ def trace(
         fault=fault,
         max_tokens=max_tokens,
     )
-    written = write_dump(request, output)
+    progress = _Progress()
+    try:
+        written = write_dump(request, output, progress)
+    finally:
+        progress.stop()
     typer.echo(f"{output}: {written} tensors")
 
 
@@ -175,8 +182,10 @@ def compare(
 ) -> None:
     """Compare two dumps or two runs; limits come from the checkpoint, never from a tolerance."""
     from harness.compare import compare_files
-    from harness.report.files import to_json, write_whole
+    from harness.report.files import require_writable, to_json, write_whole
 
+    if json is not None:
+        require_writable(json)
     result = compare_files(a, b, checkpoint)
     if json is not None:
         write_whole(json, to_json(result))
@@ -234,8 +243,10 @@ def map_(
     """Prove that the weight mapper consumes every tensor once and puts it in the right place."""
     from harness.mapping import prove_mapping
     from harness.pipeline import SHIPPED
-    from harness.report.files import to_json, write_whole
+    from harness.report.files import require_writable, to_json, write_whole
 
+    if json is not None:
+        require_writable(json)
     result = prove_mapping(checkpoint or SHIPPED, fault)
     if json is not None:
         write_whole(json, to_json(result))

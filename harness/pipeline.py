@@ -24,7 +24,8 @@ from harness.measure.oracle import Oracle, stored
 from harness.measure.records import Failure, LogitSummary, Measurement, Skip
 from harness.measure.run import Case, Walk
 from harness.measure.taps import Place, places
-from harness.measure.traces import Dump, TraceWalk
+from harness.measure.trace_walk import TraceWalk
+from harness.measure.traces import Dump
 from harness.report import build
 from harness.report.record import SCHEMA, CheckpointRecord, Report, SubjectRecord
 from harness.subjects.load import Loaded, load_subject
@@ -90,7 +91,10 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
     layers = _layers(request.layers, config.n_layers)
     fault = parse(request.fault, config.n_layers) if request.fault else None
 
-    dump = Dump.open(request.traces, config, request.dtype) if request.traces else None
+    dump = None
+    if request.traces is not None:
+        _require_plain(request)
+        dump = Dump.open(request.traces, config, request.dtype, checkpoint.digest)
     if dump is not None:
         cases: Sequence[Case] = dump.cases
         loaded = Loaded(dump.subject)  # type: ignore[arg-type]
@@ -183,6 +187,21 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
         seconds=time.perf_counter() - started,
         reproduce=reproduce(request),
     )
+
+
+def _require_plain(request: Request) -> None:
+    """Refuse what a dump cannot follow: it holds its own cases, and nothing of it is run."""
+    for option, value in (
+        ("--fault", request.fault),
+        ("--prompts", request.prompts),
+        ("--max-tokens", request.max_tokens),
+    ):
+        if value is not None:
+            raise BadInput(
+                "has no effect on a dump",
+                where=option,
+                hint="give it to `mpt-conform trace`, which makes the dump",
+            )
 
 
 def reproduce(request: Request) -> str:

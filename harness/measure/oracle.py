@@ -178,6 +178,18 @@ class Oracle:
         """Load one part: a layer number, ``"embed"`` or ``"head"``."""
         return Part(self, part)
 
+    def first_stream(self, taps: Mapping[str, Array]) -> Array:
+        """Return the stream into block 0 from a subject's embedding taps, rounded as declared.
+
+        The protocol has no tap for it; with a single table and no embedding_fraction it is the tap.
+        """
+        from reference.ends import embed_step
+
+        if not self.config.has_wpe and self.config.embedding_fraction == 1:
+            return taps["transformer.wte"]
+        inputs = {tap: self.tensor(array) for tap, array in taps.items()}
+        return self.cast(embed_step(self.config, self.orders[0], "hidden", inputs))
+
     def cast(self, tensor: Any) -> Array:
         """Return a golden stream in the storage dtype, as a subject receives it."""
         import ml_dtypes

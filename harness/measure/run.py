@@ -170,20 +170,11 @@ class Walk:
                     yield result
                     continue
                 yield from self._rows("free-running", None, stream, result, golden, orders)
-                stream.subject = self._first_stream(result, part)
+                stream.subject = self._first_stream(result)
 
-    def _first_stream(self, taps: Mapping[str, Array], part: Part) -> Array:
-        """Return the stream into block 0 from the subject's embedding taps, rounded as declared.
-
-        The protocol has no tap for it; with a single table and no embedding_fraction it is the tap.
-        """
-        from reference.ends import embed_step
-
-        if not self.config.has_wpe and self.config.embedding_fraction == 1:
-            return taps["transformer.wte"]
-        inputs = {tap: self.oracle.tensor(array) for tap, array in taps.items()}
-        plain = self.oracle.orders[0]
-        return self.oracle.cast(embed_step(self.config, plain, "hidden", inputs))
+    def _first_stream(self, taps: Mapping[str, Array]) -> Array | None:
+        """Return the stream into block 0 from the subject's embedding taps."""
+        return self.oracle.first_stream(taps)
 
     def _layer(self, layer: int) -> Iterator[Event]:
         part = self.oracle.part(layer)

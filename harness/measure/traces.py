@@ -1,22 +1,97 @@
-"""A subject that is a dump: what another process computed, judged without running it."""
+"""A subject that is a dump: what another process computed, read from a safetensors file."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.errors import BadInput
 from harness.inputs import check_ids
-from harness.measure.compare import summarise_logits
-from harness.measure.oracle import Part
-from harness.measure.records import Event, Failure, Skip
-from harness.measure.run import Case, Walk, _Stream
-from harness.measure.taps import BLOCK_PREFIX, Place, block_widths, head_widths, places
+from harness.measure.run import Case
+from harness.measure.taps import places
 from harness.subjects.protocol import STORAGE_DTYPES, Array, Rounding
 
 IDS = "input_ids"
+DEPLOYED = "forward"
+"""Logits of the deployed forward, where they may differ from ``logits``, the chain's last tap."""
+ALIBI = "alibi"
+ROUNDING = ("scores", "probabilities", "residual", "activation", "accumulator")
+_BARE = "dump"
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class RawDump:
+    """A dump as the file has it.
+
+    Attributes
+    ----------
+    arrays
+        By case, then by module path of the tap or ``input_ids``; bfloat16 as ml_dtypes has it.
+    metadata
+        What the file says of itself.
+    """
+
+    arrays: Mapping[str, Mapping[str, Array]]
+    metadata: Mapping[str, str]
+
+
+def read_dump(path: Path) -> RawDump:
+    """Read a safetensors file whose keys are ``CASE/TAP``, or ``TAP`` where there is one case.
+
+    Raises
+    ------
+    BadInput
+        If the file cannot be read, is no safetensors file, holds no tensor, or the same tap of the
+        same case twice.
+    """
+    tensors, metadata = _read(path)
+    if not tensors:
+        raise BadInput("the dump is empty", where=str(path), expected="tensors named CASE/TAP")
+    grouped: dict[str, dict[str, Array]] = {}
+    for key, array in tensors.items():
+        case, slash, tap = key.rpartition("/")
+        taps = grouped.setdefault(case if slash else _BARE, {})
+        if tap in taps:
+            raise BadInput(
+                f"tap {tap!r} is there with and without a case",
+                where=str(path),
+                expected=f"either {tap} or {_BARE}/{tap}",
+            )
+        taps[tap] = array
+    return RawDump(grouped, metadata)
+
+
+def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+    import ml_dtypes
+    import torch
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise BadInput("there is no such file", where=str(path))
+    result: dict[str, Array] = {}
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            for key in file.keys():  # noqa: SIM118 - not a dict
+                tensor = file.get_tensor(key)
+                if tensor.dtype == torch.bfloat16:
+                    bits = tensor.view(torch.uint16).numpy()
+                    result[key] = bits.view(ml_dtypes.bfloat16)
+                elif tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+                    raise BadInput(
+                        f"tensor {key!r} has a dtype that cannot be judged",
+                        where=str(path),
+                        expected=" or ".join(_FLOATS),
+                        found=str(tensor.dtype).removeprefix("torch."),
+                    )
+                else:
+                    result[key] = tensor.numpy()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise BadInput(f"not a safetensors file: {error}", where=str(path)) from error
+    return result, metadata
 
 
 @dataclass(frozen=True)
@@ -37,7 +112,7 @@ class DumpSubject:
 
 @dataclass(frozen=True)
 class Dump:
-    """The cases and taps of a dump file.
+    """The cases and taps of a dump that fits a config.
 
     Attributes
     ----------
@@ -46,7 +121,7 @@ class Dump:
     cases
         Token ids by case name.
     taps
-        Case name -> module path -> array.
+        Case name -> module path -> array, without the ids.
     """
 
     subject: DumpSubject
@@ -54,206 +129,136 @@ class Dump:
     taps: Mapping[str, Mapping[str, Array]]
 
     @classmethod
-    def open(cls, path: Path, config: Any, dtype: str) -> Dump:
+    def open(cls, path: Path, config: Any, dtype: str, digest: str | None = None) -> Dump:
         """Read a dump.
 
         The file is safetensors. One case: ``input_ids`` beside the tap names. Several: each name
-        preceded by ``CASE/``. Metadata may name ``subject``, ``dtype`` and the fields of
-        ``Rounding``.
+        preceded by ``CASE/``. Metadata may name ``subject``, ``dtype``, ``checkpoint`` (a digest)
+        and the fields of ``Rounding``. Every case holds the same taps; ``alibi``, which belongs to
+        no case, may stand under any of them.
+
+        Parameters
+        ----------
+        config
+            Decides the names of the taps, the vocabulary and the length.
+        dtype
+            Storage dtype that the dump is to be judged in.
+        digest
+            Of the checkpoint it is to be judged on; one that the dump states must equal it.
 
         Raises
         ------
         BadInput
             If the file is not such a dump or does not fit the config.
         """
-        tensors, metadata = _read(path)
-        stated = metadata.get("dtype", dtype)
-        if stated not in STORAGE_DTYPES:
+        raw = read_dump(path)
+        stated = _stated_dtype(path, raw.metadata, dtype)
+        made_on = raw.metadata.get("checkpoint")
+        if digest is not None and made_on is not None and made_on != digest:
             raise BadInput(
-                "unknown storage dtype",
-                where=f"{path}: metadata dtype",
-                expected=" or ".join(STORAGE_DTYPES),
-                found=repr(stated),
+                "the dump was made on another checkpoint",
+                where=f"{path}: metadata checkpoint",
+                expected=digest[:12],
+                found=made_on[:12],
+                hint="name the checkpoint that it was made on",
             )
-        if stated != dtype:
-            raise BadInput(
-                "the dump is of another dtype",
-                where=f"{path}: metadata dtype",
-                expected=dtype,
-                found=stated,
-                hint=f"--dtype {stated}",
-            )
-        fields = ("scores", "probabilities", "residual", "activation", "accumulator")
-        rounding = Rounding(**{k: metadata[k] for k in fields if k in metadata})  # type: ignore[arg-type]
-        grouped: dict[str, dict[str, Array]] = {}
-        for key, array in tensors.items():
-            case, slash, tap = key.rpartition("/")
-            grouped.setdefault(case if slash else "dump", {})[tap] = array
-        known = {place.path for place in places(config)} | {IDS}
+        known = {place.path for place in places(config)} | {IDS, DEPLOYED}
+        taps: dict[str, dict[str, Array]] = {}
         cases = []
-        for name, taps in grouped.items():
-            if IDS not in taps:
-                raise BadInput(
-                    f"case {name!r} has no token ids", where=str(path), expected=f"a tensor {IDS}"
-                )
-            strange = sorted(set(taps) - known)
-            if strange:
-                raise BadInput(
-                    f"{strange[0]!r} is not a tap of this config",
-                    where=str(path),
-                    hint="taps carry the module paths of the original checkpoint",
-                )
+        for name, held in raw.arrays.items():
+            _check_names(path, name, held, known)
+            _check_dtypes(path, name, held, stated)
             ids = check_ids(
-                taps.pop(IDS),
-                f"{path}: {name}",
+                held[IDS],
+                f"{path}: {name}/{IDS}",
                 vocab_size=config.vocab_size,
                 max_seq_len=config.max_seq_len,
             )
-            if not taps:
-                raise BadInput(f"case {name!r} holds no taps", where=str(path))
             cases.append(Case(name, ids))
-        if not cases:
-            raise BadInput("the dump is empty", where=str(path))
-        subject = DumpSubject(metadata.get("subject", path.name), stated, rounding)
-        return cls(subject, tuple(cases), grouped)
+            taps[name] = {tap: array for tap, array in held.items() if tap != IDS}
+        _check_even(path, taps)
+        subject = DumpSubject(
+            raw.metadata.get("subject", path.name), stated, _rounding(path, raw.metadata)
+        )
+        return cls(subject, tuple(cases), taps)
 
 
-def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    import ml_dtypes
-    import torch
-    from safetensors import safe_open
+def _stated_dtype(path: Path, metadata: Mapping[str, str], dtype: str) -> str:
+    where = f"{path}: metadata dtype"
+    stated = metadata.get("dtype", dtype)
+    if stated not in STORAGE_DTYPES:
+        expected = " or ".join(STORAGE_DTYPES)
+        raise BadInput("unknown storage dtype", where=where, expected=expected, found=repr(stated))
+    if stated != dtype:
+        raise BadInput(
+            "the dump is of another dtype",
+            where=where,
+            expected=dtype,
+            found=stated,
+            hint=f"--dtype {stated}",
+        )
+    return stated
 
-    if not path.is_file():
-        raise BadInput("there is no such file", where=str(path))
-    result: dict[str, Array] = {}
+
+def _rounding(path: Path, metadata: Mapping[str, str]) -> Rounding:
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            for key in file.keys():  # noqa: SIM118 - not a dict
-                tensor = file.get_tensor(key)
-                if tensor.dtype == torch.bfloat16:
-                    bits = tensor.view(torch.uint16).numpy()
-                    result[key] = bits.view(ml_dtypes.bfloat16)
-                else:
-                    result[key] = tensor.numpy()
-    except Exception as error:
-        raise BadInput(f"not a safetensors file: {error}", where=str(path)) from error
-    return result, metadata
+        return Rounding(**{k: metadata[k] for k in ROUNDING if k in metadata})  # type: ignore[arg-type]
+    except BadInput as error:
+        raise BadInput(
+            error.what,
+            where=f"{path}: metadata {str(error.where).removeprefix('Rounding.')}",
+            expected=error.expected,
+            found=error.found,
+        ) from error
 
 
-class TraceWalk(Walk):
-    """A walk that takes the subject's side from a dump.
+def _check_names(path: Path, case: str, held: Mapping[str, Array], known: set[str]) -> None:
+    strange = sorted(set(held) - known)
+    if strange:
+        raise BadInput(
+            f"{strange[0]!r} of case {case!r} is not a tap of this config",
+            where=str(path),
+            hint="taps carry the module paths of the original checkpoint",
+        )
+    if IDS not in held:
+        raise BadInput(
+            f"case {case!r} has no token ids", where=str(path), expected=f"a tensor {case}/{IDS}"
+        )
+    if set(held) == {IDS}:
+        raise BadInput(
+            f"case {case!r} holds no taps", where=str(path), expected=f"at least {case}/logits"
+        )
 
-    Each step is judged from the dump's own inputs to it, so that layer and sub-module are found
-    although nothing can be run; teacher-forcing needs a subject that runs.
-    """
 
-    def __init__(self, oracle: Any, dump: Dump, cases: Any, **options: Any) -> None:
-        super().__init__(oracle, dump.subject, cases, **options)
-        self.dump = dump
+def _check_dtypes(path: Path, case: str, held: Mapping[str, Array], stated: str) -> None:
+    """Wider than the storage dtype is legal; the other two-byte type is a mistaken ``--dtype``."""
+    for tap, array in held.items():
+        if tap == IDS:
+            continue
+        found = array.dtype.name
+        narrow = found in ("float16", "bfloat16") and found != stated
+        if found not in _FLOATS or (narrow and tap != ALIBI):
+            raise BadInput(
+                f"{case}/{tap} has another dtype than the dump",
+                where=str(path),
+                expected=f"{stated}, or wider",
+                found=found,
+                hint=f"--dtype {found}" if narrow else None,
+            )
+        if array.size == 0:
+            raise BadInput(f"{case}/{tap} is empty", where=str(path), found=array.shape)
 
-    def events(self) -> Iterator[Event]:
-        """Walk as far as the dump goes, and name what it lacks."""
-        for place in places(self.config):
-            if not any(place.path in taps for taps in self.dump.taps.values()):
-                yield Skip("dump", place.path, "not in the dump")
-        yield from super().events()
 
-    def _taps(
-        self,
-        place: Place,
-        stream: _Stream,
-        method: str,
-        arguments: tuple[object, ...],
-        widths: Mapping[str, int],
-    ) -> Iterator[Event | dict[str, Array]]:
-        held = self.dump.taps[stream.case.name]
-        prefix = f"{BLOCK_PREFIX}.{arguments[0]}." if method == "block" else ""
-        found = {tap: held[prefix + tap] for tap in widths if prefix + tap in held}
-        for tap, array in found.items():
-            expected = (*stream.size, widths[tap])
-            if array.shape != expected:
-                reason = f"{prefix}{tap} has shape {array.shape}, expected {expected}"
-                yield Failure(place, stream.case.name, reason, "")
-                return
-        if found:
-            yield found
-
-    def _forced(self, layer: int, part: Part, stream: _Stream) -> Iterator[Event]:
-        given = stream.subject
-        widths = block_widths(self.config)
-        for result in self._taps(Place(layer, "output"), stream, "block", (layer,), widths):
-            if not isinstance(result, dict):
-                yield result
-                continue
-            taps = dict(result) if given is None else {"input": given, **result}
-            present = {tap: width for tap, width in widths.items() if tap in result}
-            reachable = {
-                tap: width
-                for tap, width in present.items()
-                if all(name in taps for name in part.inputs_of(tap))
-            }
-            yield from self._local(layer, part, stream, taps, reachable)
-
-    def _free(
-        self, layer: int, stream: _Stream, golden: Mapping[str, Any], orders: Any, judged: bool
-    ) -> Iterator[Event]:
-        widths = block_widths(self.config)
-        stream.subject = None
-        for result in self._taps(Place(layer, "output"), stream, "block", (layer,), widths):
-            if not isinstance(result, dict):
-                continue
-            stream.subject = result.get("output")
-            if judged:
-                yield from self._rows("free-running", layer, stream, result, golden, orders)
-
-    def _runs(self, stream: _Stream) -> bool:
-        return True
-
-    def _head(self) -> Iterator[Event]:
-        part = self.oracle.part("head")
-        widths = head_widths(self.config)
-        place = Place(None, "logits")
-        for stream in self.streams:
-            golden = part.chain(self.oracle.golden, stream.golden)
-            orders = [
-                part.chain(order, hidden)
-                for order, hidden in zip(self.oracle.orders, stream.orders, strict=True)
-            ]
-            for result in self._taps(place, stream, "head", (), widths):
-                if not isinstance(result, dict):
-                    yield result
-                    continue
-                given = {} if stream.subject is None else {"hidden": stream.subject}
-                taps = {**given, **result}
-                reachable = {
-                    tap: width
-                    for tap, width in widths.items()
-                    if tap in result and all(name in taps for name in part.inputs_of(tap))
-                }
-                yield from self._local(None, part, stream, taps, reachable)
-                yield from self._rows("free-running", None, stream, result, golden, orders)
-                if "logits" in result:
-                    summary = summarise_logits(
-                        stream.case.name,
-                        stream.case.ids,
-                        result["logits"],
-                        golden["logits"],
-                        self.oracle.storage,
-                    )
-                    if summary is not None:
-                        yield summary
-
-    def _deployed(self) -> Iterator[Event]:
-        yield from ()
-
-    def _alibi(self) -> Iterator[Event]:
-        for stream in self.streams:
-            table = self.dump.taps[stream.case.name].get("alibi")
-            if table is None:
-                continue
-            if table.ndim < 2 or table.shape[-2] > table.shape[-1]:
-                reason = f"alibi has shape {table.shape}, expected (heads, query, key)"
-                yield Failure(Place(None, "alibi"), stream.case.name, reason, "")
-                continue
-            yield from self._alibi_table(*table.shape[-2:], given=table)
+def _check_even(path: Path, taps: Mapping[str, Mapping[str, Array]]) -> None:
+    """Refuse a tap that only some cases hold: the others would pass for it unseen."""
+    every = {tap for held in taps.values() for tap in held} - {ALIBI}
+    for case, held in taps.items():
+        lacking = sorted(every - set(held))
+        if lacking:
+            raise BadInput(
+                f"case {case!r} lacks {lacking[0]!r}, which another case holds"
+                + (f" (and {len(lacking) - 1} more)" * (len(lacking) > 1)),
+                where=str(path),
+                expected="the same taps in every case",
+                hint="dump them to two files",
+            )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,28 @@ def to_json(record: Any) -> bytes:
     return msgspec.json.format(msgspec.json.encode(plain(record)), indent=2) + b"\n"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under its name only when it is complete.
+def require_writable(path: Path) -> None:
+    """Refuse a place that cannot be written before the work whose result should go there.
+
+    Raises
+    ------
+    BadInput
+        If the directory is missing or closed, or the name is a directory's.
+    """
+    reason = ""
+    if path.is_dir():
+        reason = "it is a directory"
+    elif not path.parent.is_dir():
+        reason = f"there is no directory {path.parent}"
+    elif not os.access(path.parent, os.W_OK | os.X_OK):
+        reason = f"the directory {path.parent} is closed to this user"
+    if reason:
+        raise BadInput(f"cannot be written: {reason}", where=str(path))
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to write under; it takes ``path``'s place if all went well.
 
     Raises
     ------
@@ -42,9 +64,9 @@ def write_whole(path: Path, content: bytes) -> None:
     """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        os.close(handle)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
+            yield Path(name)
             # mkstemp makes private files; a report is as readable as any other file.
             mask = os.umask(0)
             os.umask(mask)
@@ -55,3 +77,15 @@ def write_whole(path: Path, content: bytes) -> None:
             raise
     except OSError as error:
         raise BadInput(f"cannot be written: {error.strerror}", where=str(path)) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file under its name only when it is complete.
+
+    Raises
+    ------
+    BadInput
+        If the place cannot be written.
+    """
+    with replacing(path) as unfinished:
+        unfinished.write_bytes(content)
