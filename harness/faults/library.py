@@ -18,10 +18,35 @@ def library() -> dict[str, Fault]:
     ValueError
         If two faults share a name.
     """
-    from harness.faults import activation, alibi, config, mask, norm, precision, residual, weights
+    from harness.faults import (
+        activation,
+        alibi,
+        config,
+        equivalent,
+        fused,
+        mask,
+        norm,
+        precision,
+        residual,
+        tokens,
+        weights,
+    )
 
     result: dict[str, Fault] = {}
-    for module in (alibi, weights, config, mask, norm, activation, residual, precision):
+    areas = (
+        alibi,
+        weights,
+        fused,
+        config,
+        mask,
+        norm,
+        activation,
+        residual,
+        precision,
+        tokens,
+        equivalent,
+    )
+    for module in areas:
         for fault in module.FAULTS:
             if fault.name in result:
                 raise ValueError(f"two faults are named {fault.name}")

@@ -1,4 +1,4 @@
-"""What a fault is: a small mutation of the subject, made where the real mistake would be."""
+"""What a fault is: a small mutation of the subject, made where the real mistake would be made."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ Area = Literal[
     "tokens",
 ]
 
+ENDS = ("transformer.wte", "transformer.wpe", "transformer.norm_f", "logits")
+"""Taps outside the blocks."""
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -35,7 +38,8 @@ class Fault:
     exposure
         Name of a checkpoint that shows it: ``"trained"`` or one of ``cases.exposure``.
     first_tap
-        Tap expected to diverge first, relative to its block.
+        Tap expected to diverge first, relative to its block; ``"alibi"`` for what the probe of the
+        bias sees.
     summary
         One sentence.
     operations
@@ -44,8 +48,10 @@ class Fault:
         Changes the parsed config before the graph is built.
     weights
         Changes the weight map; called with the map, the config and the layer (``None``: all).
-    per_layer
-        Whether it can be confined to one layer.
+    equivalent
+        The mutation changes the code but not the model: it must not be flagged.
+    proof
+        Why, for an equivalent one.
     """
 
     name: str
@@ -57,16 +63,13 @@ class Fault:
     operations: Callable[[Any], Any] | None = None
     config: Callable[[Any], Any] | None = None
     weights: Callable[[Any, Any, int | None], Any] | None = None
+    equivalent: bool = False
+    proof: str = ""
 
     @property
     def per_layer(self) -> bool:
         """Whether the fault can be confined to one layer."""
-        return self.config is None and self.first_tap not in (
-            "transformer.wte",
-            "transformer.wpe",
-            "transformer.norm_f",
-            "logits",
-        )
+        return self.config is None and self.first_tap not in ENDS
 
 
 @dataclass(frozen=True)
@@ -80,3 +83,15 @@ class Planted:
     def label(self) -> str:
         """Return ``NAME`` or ``NAME@LAYER``."""
         return self.fault.name if self.layer is None else f"{self.fault.name}@{self.layer}"
+
+    @property
+    def first_place(self) -> str:
+        """Return the path of the tap expected to diverge first.
+
+        The bias is probed through the attention of layer 0; in another layer alone it is the
+        context that shows it.
+        """
+        tap, layer = self.fault.first_tap, self.layer or 0
+        if tap in ENDS or (tap == "alibi" and layer == 0):
+            return tap
+        return f"transformer.blocks.{layer}.{'attn.context' if tap == 'alibi' else tap}"

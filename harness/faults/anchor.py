@@ -1,0 +1,86 @@
+"""The anchor of a fault: what it takes hold of must still be there.
+
+A fault that no longer changes anything would be reported as missed by the gate, or worse, as an
+equivalent one that is rightly not flagged. Compared are the module that would be compiled and the
+content of every parameter; nothing is run.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.checkpoint.reader import Checkpoint
+from harness.faults.model import Planted
+
+
+def changes(planted: Planted, checkpoint: Path, dtype: str = "float16") -> bool:
+    """Return whether a planted fault changes the graph or the parameters for a checkpoint.
+
+    Parameters
+    ----------
+    planted
+        A fault, everywhere or in one layer.
+    checkpoint
+        Directory in the hub layout.
+    dtype
+        Storage dtype.
+    """
+    opened = Checkpoint.open(checkpoint)
+    plain, operations = _plain(opened.digest, checkpoint, dtype)
+    from harness.subjects.relax import _operations
+    from relax_impl.config import MPTConfig
+
+    config = true_config = MPTConfig.from_dict(opened.config)
+    fault = planted.fault
+    if fault.config is not None:
+        config = fault.config(config)
+    if _graph(config, dtype, _operations(planted, config) or operations) != plain:
+        return True
+    return fault.weights is not None and _moves(planted, true_config, opened, dtype)
+
+
+@lru_cache(maxsize=64)
+def _plain(digest: str, checkpoint: Path, dtype: str) -> tuple[str, Any]:
+    """Return the digest of the module without a fault, and its building blocks."""
+    from relax_impl.config import MPTConfig
+    from relax_impl.operations import PLAIN
+
+    config = MPTConfig.from_dict(Checkpoint.open(checkpoint).config)
+
+    def operations(layer: int) -> Any:
+        return PLAIN
+
+    return _graph(config, dtype, operations), operations
+
+
+def _graph(config: Any, dtype: str, operations: Any) -> str:
+    from relax_impl.compile import cache_key
+    from relax_impl.graph import build_graph
+    from relax_impl.target import resolve
+
+    target = resolve("llvm")
+    with target:
+        return cache_key(build_graph(config, dtype, operations).module, target)
+
+
+def _moves(planted: Planted, config: Any, opened: Checkpoint, dtype: str) -> bool:
+    """Return whether a parameter gets other content than without the fault."""
+    from relax_impl.loader import convert, mapping
+
+    plain = mapping(config)
+    assert planted.fault.weights is not None
+    faulty = planted.fault.weights(plain, config, planted.layer)
+    for name, sources in plain.param_map.items():
+        if faulty.param_map[name] == sources and faulty.map_func[name] is plain.map_func[name]:
+            continue
+        before, after = (
+            convert(m.map_func[name](*(opened.read(source) for source in m.param_map[name])), dtype)
+            for m in (plain, faulty)
+        )
+        if before.shape != after.shape or not np.array_equal(before, after, equal_nan=True):
+            return True
+    return False

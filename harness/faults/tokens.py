@@ -1,0 +1,5 @@
+"""Placeholder."""
+
+from harness.faults.model import Fault
+
+FAULTS: tuple[Fault, ...] = ()
