@@ -28,7 +28,7 @@ MODELS = {
     "mpt-7b-instruct": Sizes(50432, 4096, 32, 12288),
     "mpt-7b-storywriter": Sizes(50432, 4096, 32, 12288),
     "mpt-30b": Sizes(50432, 7168, 48, 21504),
-    "mpt-1b": Sizes(50432, 2048, 24, 6144, 2048, 2048),
+    "mpt-1b": Sizes(50368, 2048, 24, 6144, 2048, 2048),
     # 24 query heads and 2 x 8 key/value heads of 128.
     "replit-code-v1.5": Sizes(32768, 3072, 32, 5120),
 }
