@@ -23,6 +23,7 @@ LIMIT = 1 << 24
 """Elements above which the proof is made on the shrunk model."""
 PADDING = -1
 FOREIGN = -2
+IN_OTHERS_TOO = "found in other parameters too"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,7 +207,7 @@ def prove(config: MPTConfig, weight_map: WeightMap | None = None, dtype: str = "
     for name in names:
         problem = problems.pop(name, None)
         if problem is None and found[name] != [name]:
-            problem = "found in other parameters too"
+            problem = IN_OTHERS_TOO
         findings.append(Finding(name, tuple(found[name]), problem))
     findings += [Finding(name, (), problem) for name, problem in problems.items()]
     return Proof(tuple(findings), elements, is_shrunk)
