@@ -197,23 +197,32 @@ def compare(
 @app.command()
 def convert(
     model_dir: Annotated[Path, typer.Argument(help="Checkpoint directory.")],
-    weights_only: Annotated[bool, typer.Option("--weights-only")] = False,
-    allow_overflow: Annotated[bool, typer.Option("--allow-overflow")] = False,
+    weights_only: Annotated[
+        bool,
+        typer.Option("--weights-only", help="Leave tokenizer and other files behind."),
+    ] = False,
+    allow_overflow: Annotated[
+        bool,
+        typer.Option("--allow-overflow", help="Accept weights infinite or NaN in float16."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
+    max_shard_bytes: Annotated[
+        int | None, typer.Option(min=1, help="Most bytes of tensor data in one shard.")
+    ] = None,
     json: JsonOption = None,
 ) -> None:
-    """Convert a checkpoint to float16 beside it, as bfloat16_to_float16.py does."""
-    from harness.checkpoint.float16_cli import run
+    """Convert a checkpoint to float16 beside it: bfloat16_to_float16.py under another name."""
+    from bfloat16_to_float16 import main as run
 
-    raise typer.Exit(
-        run(
-            model_dir,
-            weights_only=weights_only,
-            allow_overflow=allow_overflow,
-            force=force,
-            json=json,
-        )
-    )
+    words = [str(model_dir)]
+    words += ["--weights-only"] * weights_only
+    words += ["--allow-overflow"] * allow_overflow
+    words += ["--force"] * force
+    if max_shard_bytes is not None:
+        words += ["--max-shard-bytes", str(max_shard_bytes)]
+    if json is not None:
+        words += ["--json", str(json)]
+    raise typer.Exit(run(words))
 
 
 @app.command()
@@ -290,7 +299,8 @@ def calibrate(
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence, never in a traceback."""
     try:
-        app(standalone_mode=False)
+        # Outside standalone mode an Exit comes back as a number, or raised, as versions please.
+        code = app(standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:
@@ -302,6 +312,8 @@ def main() -> None:
         sys.exit(130)
     except Exception as error:
         _unexpected(error)
+    else:
+        sys.exit(code if isinstance(code, int) else EXIT_CONFORMS)
 
 
 def _unexpected(error: Exception) -> None:
