@@ -1,4 +1,4 @@
-"""Faults of the ALiBi bias: slopes, sign, reference point, precision."""
+"""Faults of the ALiBi bias: slopes, sign, reference point."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from tvm import tirx
 
 from harness.faults.model import Fault
 
 _PORT = "https://github.com/mlc-ai/mlc-llm/pull/460"
 
+Mutation = Callable[[Any], Any]
 
-def _slopes(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
+
+def _slopes(change: Callable[[Any], Any]) -> Mutation:
     """Return a mutation that replaces the slopes by ``change(config)``."""
 
     def mutate(operations: Any) -> Any:
@@ -25,7 +28,23 @@ def _slopes(change: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return mutate
 
 
-def _bias(change: Callable[[Any, Any], Any]) -> Callable[[Any], Any]:
+def _from_slopes(change: Callable[[Any], Any]) -> Mutation:
+    """Return a mutation that passes the right slopes through ``change``."""
+
+    def mutate(operations: Any) -> Any:
+        return replace(
+            operations,
+            slopes=lambda config: np.ascontiguousarray(
+                change(operations.slopes(config)), dtype=np.float32
+            ),
+        )
+
+    return mutate
+
+
+def _bias(change: Callable[[Any, Any], Any]) -> Mutation:
+    """Return a mutation that computes the bias as ``change(slope, distance)``."""
+
     def mutate(operations: Any) -> Any:
         return replace(operations, attention=replace(operations.attention, bias=change))
 
@@ -43,65 +62,138 @@ def _interleaved(slopes: Any, n_heads: int) -> Any:
     return np.concatenate([slopes[1::2], slopes[0::2]])[:n_heads]
 
 
+def _even_first(config: Any) -> Any:
+    """Take every second slope from the first instead of from the second."""
+    slopes = np.exp2(-_exponents(config))
+    if slopes.size == config.n_heads:
+        return slopes
+    return np.concatenate([slopes[0::2], slopes[1::2]])[: config.n_heads]
+
+
+def _fault(
+    name: str, summary: str, operations: Mutation, evidence: str = "invented", tap: str = "alibi"
+) -> Fault:
+    return Fault(name, "alibi", evidence, "trained", tap, summary, operations=operations)
+
+
 FAULTS: tuple[Fault, ...] = (
-    Fault(
+    _fault(
         "alibi-inverse-square",
-        "alibi",
-        _PORT,
-        "trained",
-        "attn.context",
         "slopes are 1/m^2 instead of 2^-m",
-        operations=_slopes(lambda c: _interleaved(1.0 / np.square(_exponents(c)), c.n_heads)),
+        _slopes(lambda c: _interleaved(1.0 / np.square(_exponents(c)), c.n_heads)),
+        _PORT,
     ),
-    Fault(
+    _fault(
         "alibi-absent",
-        "alibi",
-        "https://github.com/mosaicml/llm-foundry/issues/122",
-        "trained",
-        "attn.context",
         "the bias is never added",
-        operations=_slopes(lambda c: np.zeros(c.n_heads)),
+        _slopes(lambda c: np.zeros(c.n_heads)),
+        "https://github.com/mosaicml/llm-foundry/issues/122",
     ),
-    Fault(
+    _fault(
         "alibi-sign",
-        "alibi",
-        "invented",
-        "trained",
-        "attn.context",
         "the bias rewards distance",
-        operations=_bias(lambda slope, distance: -(slope * distance)),
+        _bias(lambda slope, distance: -(slope * distance)),
+        "https://github.com/explosion/curated-transformers/pull/260",
     ),
-    Fault(
+    _fault(
         "alibi-exponent-off-by-one",
-        "alibi",
-        "https://github.com/paiml/aprender/issues/2143",
-        "trained",
-        "attn.context",
         "exponents start at 0, so that head 0 has slope 1",
-        operations=_slopes(
+        _slopes(
             lambda c: _interleaved(
                 np.exp2(-(_exponents(c) - c.alibi_bias_max / _exponents(c).size)), c.n_heads
             )
         ),
+        "https://github.com/paiml/aprender/issues/2143",
     ),
-    Fault(
+    _fault(
         "alibi-no-interleave",
-        "alibi",
-        "invented",
-        "trained",
-        "attn.context",
         "heads that are no power of two take the first slopes in order",
-        operations=_slopes(lambda c: np.exp2(-_exponents(c))[: c.n_heads]),
+        _slopes(lambda c: np.exp2(-_exponents(c))[: c.n_heads]),
     ),
-    Fault(
+    _fault(
+        "alibi-even-slopes-first",
+        "the interleaving starts with the first slope instead of the second",
+        _slopes(_even_first),
+    ),
+    _fault(
         "alibi-plain-heads",
-        "alibi",
-        "https://github.com/ml-explore/mlx/issues/343",
-        "trained",
-        "attn.context",
         "slopes are 2^(-max*i/H) although H is no power of two",
-        operations=_slopes(
-            lambda c: np.exp2(-np.arange(1, c.n_heads + 1) * c.alibi_bias_max / c.n_heads)
+        _slopes(lambda c: np.exp2(-np.arange(1, c.n_heads + 1) * c.alibi_bias_max / c.n_heads)),
+        "https://github.com/ml-explore/mlx/issues/343",
+    ),
+    _fault(
+        "alibi-power-below",
+        "slopes are made for the power of two below the number of heads, and repeated",
+        _slopes(
+            lambda c: np.resize(
+                np.exp2(
+                    -np.arange(1, 2 ** (c.n_heads.bit_length() - 1) + 1)
+                    * c.alibi_bias_max
+                    / 2 ** (c.n_heads.bit_length() - 1)
+                ),
+                c.n_heads,
+            )
+        ),
+        "https://github.com/NVIDIA/TensorRT-LLM/issues/1611",
+    ),
+    _fault(
+        "alibi-natural-base",
+        "slopes are e^-m instead of 2^-m",
+        _slopes(lambda c: _interleaved(np.exp(-_exponents(c)), c.n_heads)),
+    ),
+    _fault(
+        "alibi-linear-slopes",
+        "slopes fall linearly over the heads",
+        _slopes(lambda c: 1.0 - np.arange(1, c.n_heads + 1) / (c.n_heads + 1)),
+    ),
+    _fault(
+        "alibi-bias-max-16",
+        "alibi_bias_max is taken to be 16",
+        _slopes(lambda c: _interleaved(np.exp2(-2 * _exponents(c)), c.n_heads)),
+    ),
+    _fault("alibi-heads-reversed", "heads get the slopes from the last", _from_slopes(np.flip)),
+    _fault(
+        "alibi-heads-rolled",
+        "every head gets the slope of the next",
+        _from_slopes(lambda s: np.roll(s, 1)),
+    ),
+    _fault(
+        "alibi-shard-zero-slopes",
+        "the second tensor-parallel rank uses the slopes of the first",
+        _from_slopes(lambda s: np.resize(s[: len(s) // 2], len(s))),
+        "https://github.com/microsoft/Megatron-DeepSpeed/pull/227",
+    ),
+    _fault(
+        "alibi-one-slope",
+        "every head uses the slope of head 0",
+        _from_slopes(lambda s: np.full_like(s, s[0])),
+    ),
+    _fault(
+        "alibi-last-head-none",
+        "the last head gets no bias",
+        _from_slopes(lambda s: np.append(s[:-1], 0.0)),
+    ),
+    _fault("alibi-twice", "the bias is added twice", _bias(lambda s, d: 2.0 * (s * d))),
+    _fault(
+        "alibi-1-percent", "the bias is one percent too large", _bias(lambda s, d: 1.01 * s * d)
+    ),
+    _fault("alibi-squared", "the bias grows with the square", _bias(lambda s, d: -(s * d * d))),
+    _fault(
+        "alibi-capped",
+        "the distance is capped at 128, as a bucketed table would do",
+        _bias(lambda s, d: s * tirx.max(d, tirx.const(-128.0, "float32"))),
+    ),
+    _fault(
+        "alibi-own-key-exempt",
+        "distances start at the key before the query, so that the first two keys are equal",
+        _bias(lambda s, d: s * tirx.min(d + 1.0, tirx.const(0.0, "float32"))),
+    ),
+    _fault(
+        "alibi-before-scale",
+        "the bias is added before q.k is scaled, so that it is scaled too",
+        lambda ops: replace(
+            ops,
+            slopes=lambda config: (ops.slopes(config) * config.scale).astype(np.float32),
         ),
     ),
 )

@@ -86,12 +86,14 @@ class Planted:
 
     @property
     def first_place(self) -> str:
-        """Return the path of the tap expected to diverge first.
+        """Return the path of the tap expected to diverge first, empty for an equivalent one.
 
         The bias is probed through the attention of layer 0; in another layer alone it is the
         context that shows it.
         """
         tap, layer = self.fault.first_tap, self.layer or 0
+        if self.fault.equivalent:
+            return ""
         if tap in ENDS or (tap == "alibi" and layer == 0):
             return tap
         return f"transformer.blocks.{layer}.{'attn.context' if tap == 'alibi' else tap}"

@@ -130,12 +130,6 @@ def _columns_tiled(array: Any, config: Any) -> Any:
     return array
 
 
-def _vocabulary_cut(array: Any, config: Any) -> Any:
-    """Keep the rows of a smaller tokenizer and leave the rest zero."""
-    array[len(array) - len(array) // 128 - 1 :] = 0
-    return array
-
-
 def _without_column(array: Any, config: Any) -> Any:
     array[:, array.shape[1] // 3] = 0
     return array
@@ -144,12 +138,9 @@ def _without_column(array: Any, config: Any) -> Any:
 def _memory_exchanged(weight_map: Any, config: Any, layer: int | None) -> Any:
     """Fill up_proj with the elements of down_proj and the other way round."""
     swapped = _exchanged("ffn.up_proj.weight", "ffn.down_proj.weight")(weight_map, config, layer)
-    functions = dict(swapped.map_func)
-    for tensor in ("ffn.up_proj.weight", "ffn.down_proj.weight"):
-        for name in _names(config, layer, tensor):
-            store = functions[name]
-            functions[name] = _before(store, lambda a, c: a.reshape(a.shape[::-1]), config)
-    return replace(swapped, map_func=functions)
+    return changed(
+        lambda a, c: a.reshape(a.shape[::-1]), "ffn.up_proj.weight", "ffn.down_proj.weight"
+    )(swapped, config, layer)
 
 
 _GAINS = ("norm_1.weight", "norm_2.weight")
