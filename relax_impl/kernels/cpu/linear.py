@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import cache
 from typing import Any
 
@@ -26,15 +27,17 @@ def linear_kernel(
 
     The weight is stored in panels, [ceil(rows / 16), columns, 16]. A register tile is 6 rows of x
     by 16 output features, or by 32 where vectors are 512 bits wide (`wide`): either way 12
-    independent sums, enough to hide the latency of a multiply-add. Rows left over get a tile of
-    their own size, with the sum over the columns split to keep as many sums in flight. x is
-    converted to float32 once, the weight in registers; the accumulator is rounded once, at the end.
+    independent sums, enough to hide the latency of a multiply-add. Rows left over get flatter and
+    wider tiles. No sum is ever split: a row's result does not depend on how
+    many rows there are, bit for bit. x is converted to float32 once, the weight in registers; the
+    accumulator is rounded once, at the end.
     """
     panels = -(-rows // LANES)
-    pair = 2 if wide else 1
+    # Panels side by side in a tile: what the registers hold, and divides the number of panels.
+    pair = math.gcd(panels, 2 if wide else 1)
+    few = math.gcd(panels, GROUP if wide else 2)
     groups = -(-panels // GROUP)
     whole, last = divmod(rows, LANES)
-    has_odd = panels % pair == 1
     staged = dtype != "float32"
     start, rest_columns = columns // LANES * LANES, columns % LANES
 
@@ -53,28 +56,16 @@ def linear_kernel(
         return narrow(total + widen(B[n * LANES + q]) if has_bias else total, out_dtype)
 
     @T.inline
-    def tile(mr: Any, np: Any, split: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any) -> None:
-        acc = T.alloc_buffer((split * mr * np * LANES,), "float32", scope="local")
-        for t in T.unroll(split * mr * np):
+    def tile(mr: Any, np: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any) -> None:
+        acc = T.alloc_buffer((mr * np * LANES,), "float32", scope="local")
+        for t in T.unroll(mr * np):
             acc[at(t * LANES, LANES)] = splat(0.0, LANES)
-        for k in range(columns // split):
-            for c in T.unroll(split):
-                for r in T.unroll(mr):
-                    for p in T.unroll(np):
-                        acc[at(((c * mr + r) * np + p) * LANES, LANES)] = product(
-                            acc, (c * mr + r) * np + p, A, W, i + r, n + p, k * split + c
-                        )
-        for k in range(columns % split):
+        for k in range(columns):
             for r in T.unroll(mr):
                 for p in T.unroll(np):
                     acc[at((r * np + p) * LANES, LANES)] = product(
-                        acc, r * np + p, A, W, i + r, n + p, columns // split * split + k
+                        acc, r * np + p, A, W, i + r, n + p, k
                     )
-        for c in T.unroll(split - 1):
-            for t in T.unroll(mr * np):
-                acc[at(t * LANES, LANES)] = (
-                    acc[at(t * LANES, LANES)] + acc[at(((c + 1) * mr * np + t) * LANES, LANES)]
-                )
         for r in T.unroll(mr):
             for p in T.unroll(np):
                 if n + p < whole:
@@ -94,23 +85,19 @@ def linear_kernel(
             here = T.min(T.int64(GROUP), panels - n)
             for u in range(here // pair):
                 for v in range(count // TILE):
-                    tile(TILE, pair, 1, A, W, B, Y, i + v * TILE, n + u * pair)
-            if has_odd and here % pair == 1:
-                for v in range(count // TILE):
-                    tile(TILE, 1, 1, A, W, B, Y, i + v * TILE, n + here - 1)
+                    tile(TILE, pair, A, W, B, Y, i + v * TILE, n + u * pair)
+            # 1 to 5 rows are left over: tiles of 4, 2 and 1.
             rest = count % TILE
             j = i + count - rest
-            for u in range(here):
-                if rest == 1:
-                    tile(1, 1, 4, A, W, B, Y, j, n + u)
-                elif rest == 2:
-                    tile(2, 1, 3, A, W, B, Y, j, n + u)
-                elif rest == 3:
-                    tile(3, 1, 2, A, W, B, Y, j, n + u)
-                elif rest == 4:
-                    tile(4, 1, 1, A, W, B, Y, j, n + u)
-                elif rest == 5:
-                    tile(5, 1, 1, A, W, B, Y, j, n + u)
+            if rest >= 4:
+                for u in range(here // few):
+                    tile(4, few, A, W, B, Y, j, n + u * few)
+            if rest % 4 >= 2:
+                for u in range(here // few):
+                    tile(2, few, A, W, B, Y, j + rest // 4 * 4, n + u * few)
+            if rest % 2 == 1:
+                for u in range(here // few):
+                    tile(1, few, A, W, B, Y, j + rest - 1, n + u * few)
 
     @T.inline
     def body(m: Any, X: Any, W: Any, B: Any, Y: Any) -> None:
