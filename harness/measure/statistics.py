@@ -32,7 +32,7 @@ STATISTICS: tuple[str, ...] = (
 
 
 def ulp(values: Float, dtype: str) -> Float:
-    """Return the spacing of ``dtype`` at each magnitude; subnormals share the smallest spacing.
+    """Return the spacing of ``dtype`` at each magnitude; zero and subnormals share the smallest one.
 
     Parameters
     ----------
@@ -41,8 +41,10 @@ def ulp(values: Float, dtype: str) -> Float:
     dtype
         ``"float16"``, ``"bfloat16"`` or ``"float32"``.
     """
-    _, exponent = np.frexp(np.abs(values))
-    leading = np.maximum(exponent - 1, _MIN_EXPONENT[dtype])
+    fraction, exponent = np.frexp(np.abs(values))
+    lowest = _MIN_EXPONENT[dtype]
+    # Zero has no exponent of its own: frexp says 0 for it, as for 0.5.
+    leading = np.where(fraction == 0, lowest, np.maximum(exponent - 1, lowest))
     spacing: Float = np.ldexp(1.0, leading - _FRACTION_BITS[dtype])
     return spacing
 
