@@ -66,7 +66,9 @@ def judge(measurement: Measurement, dtype: str, factors: Factors) -> Row:
     for name, limit in bounds.items():
         value = measurement.observed.get(name)
         ratio = value / limit if limit > 0 else (0.0 if value == 0 else math.inf)
-        if not ratio <= worst[3]:
+        # A NaN compares with nothing: as infinity, no later statistic can take its place.
+        ratio = math.inf if math.isnan(ratio) else ratio
+        if ratio > worst[3]:
             worst = (name, value, limit, ratio)
     note = ""
     if measurement.overflow:

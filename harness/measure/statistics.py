@@ -32,7 +32,7 @@ STATISTICS: tuple[str, ...] = (
 
 
 def ulp(values: Float, dtype: str) -> Float:
-    """Return the spacing of ``dtype`` at each magnitude; zero and subnormals share the smallest one.
+    """Return the spacing of ``dtype`` at each magnitude; zero and subnormals share the least.
 
     Parameters
     ----------
