@@ -1,4 +1,4 @@
-"""Statistics in units of expected noise: what is correctly rounded is about 1, what is wrong shows."""
+"""Statistics in units of expected noise: correct rounding is about 1, and each fault shows."""
 
 from __future__ import annotations
 
