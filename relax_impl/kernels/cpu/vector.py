@@ -113,7 +113,7 @@ def erfc(t: Expr) -> Expr:
 def gelu(x: Expr) -> Expr:
     """X Phi(x) = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, without cancellation in the tail."""
     n = lanes(x)
-    size = T.max(splat(0.0, n) - x, x)
-    half = size * splat(0.5, n)
-    tail = half * erfc(size * splat(math.sqrt(0.5), n))
+    # Where erfc has vanished |x| need not be exact: infinity times zero would be no number.
+    size = T.min(splat(T_MAX * math.sqrt(2), n), T.max(splat(0.0, n) - x, x))
+    tail = size * splat(0.5, n) * erfc(size * splat(math.sqrt(0.5), n))
     return T.max(splat(0.0, n), x) - tail
