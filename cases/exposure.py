@@ -24,7 +24,7 @@ from cases.prompts import Prompt
 from cases.synthetic import DEFAULT_PROFILE, ScaleProfile, make_checkpoint
 
 HERE = Path(__file__).resolve().parent
-RECIPE_FILES = ("synthetic.py", "hub_layout.py", "topology.py")
+RECIPE_FILES = ("synthetic.py", "hub_layout.py", "topology.py", "scripts/pickled_shard.py")
 PUBLISHED: dict[str, Any] = json.loads((HERE / "configs" / "mpt-7b-instruct.json").read_text())
 
 

@@ -69,7 +69,7 @@ def write_checkpoint(
     for number, names in enumerate(groups, start=1):
         file = _STEM[fmt] + (f"-{number:05}-of-{shards:05}" if shards > 1 else "") + f".{fmt}"
         arrays = {name: _stored(name, read(name), shapes[name], dtype) for name in names}
-        _save(directory / file, arrays, dtype, fmt)
+        _save(directory / file, arrays, fmt)
         weight_map |= dict.fromkeys(names, file)
     if shards > 1:
         total = sum(math.prod(shape) for shape in shapes.values()) * STORAGE[dtype].itemsize
@@ -102,19 +102,13 @@ def _stored(name: str, value: Array, shape: tuple[int, ...], dtype: str) -> Arra
     return np.ascontiguousarray(value.astype(STORAGE[dtype]))
 
 
-def _save(file: Path, arrays: Mapping[str, Array], dtype: str, fmt: Format) -> None:
+def _save(file: Path, arrays: Mapping[str, Array], fmt: Format) -> None:
+    # Both libraries are slow to import, and reading cases needs neither.
     if fmt == "safetensors":
         from safetensors.numpy import save_file
 
         save_file(dict(arrays), file, metadata={"format": "pt"})
-        return
-    import torch
+    else:
+        from cases.scripts import pickled_shard
 
-    tensors = {
-        # torch reads no ml_dtypes array; the same bits travel as integers.
-        name: torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        if dtype == "bfloat16"
-        else torch.from_numpy(array)
-        for name, array in arrays.items()
-    }
-    torch.save(tensors, file)
+        pickled_shard.save(file, arrays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,17 @@ import pytest
 from hypothesis import Phase, find, given, settings
 
 from cases.regressions import Regression, RegressionError, load_regressions, save_regression
-from cases.strategies import FEATURES, Case, checkpoint_cases, configs, token_ids
+from cases.strategies import FEATURES, Case, Ids, checkpoint_cases, configs, token_ids
 from cases.topology import tensor_shapes
 from harness.checkpoint import Checkpoint
 from reference.config import MPTConfig
 
 EXAMPLES = settings(
-    max_examples=400, derandomize=True, database=None, phases=[Phase.generate], deadline=None
+    max_examples=250, derandomize=True, database=None, phases=[Phase.generate], deadline=None
 )
+
+
+SHRINKING = settings(derandomize=True, database=None, deadline=None)
 
 
 def test_every_feature_is_drawn() -> None:
@@ -46,7 +50,7 @@ def test_configs_are_valid(raw: dict[str, Any]) -> None:
 
 
 def test_configs_shrink_to_the_plain_model() -> None:
-    smallest = find(configs(), lambda raw: True)
+    smallest = find(configs(), lambda raw: True, settings=SHRINKING)
     plain = {"one head", "multi-head", "alibi"}
     drawn = {name for name, has in FEATURES.items() if has(smallest)}
     assert drawn - {"odd width", "low_precision_layernorm", "partial attn_config"} == plain
@@ -63,11 +67,21 @@ def test_ids_fit_the_config(case: Case) -> None:
 
 def test_ids_reach_the_corners() -> None:
     raw = {"vocab_size": 50, "max_seq_len": 20}
-    drawn = token_ids(raw)
-    assert find(drawn, lambda ids: len(ids[0]) == 20 and len(ids) == 3)
-    assert find(drawn, lambda ids: len(ids[0]) > 3 and {0, 49} <= set(ids[0]))
-    assert find(drawn, lambda ids: len(ids[0]) > 9 and len(set(ids[0])) == 1 and ids[0][0] == 49)
-    assert find(drawn, lambda ids: True) == ((0,),)
+    corners: dict[str, Callable[[Ids], bool]] = {
+        "longest and widest": lambda ids: len(ids[0]) == 20 and len(ids) == 3,
+        "one token": lambda ids: len(ids[0]) == 1,
+        "both ends": lambda ids: {0, 49} <= set(ids[0]),
+        "last id repeated": lambda ids: len(ids[0]) > 9 and set(ids[0]) == {49},
+    }
+    seen: set[str] = set()
+
+    @EXAMPLES
+    @given(token_ids(raw))
+    def draw(ids: Ids) -> None:
+        seen.update(name for name, reached in corners.items() if reached(ids))
+
+    draw()
+    assert seen == set(corners)
 
 
 REGRESSIONS = load_regressions()
