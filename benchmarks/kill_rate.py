@@ -1,0 +1,239 @@
+"""How many faults of the library does ``check`` catch, and where does it first see them?
+
+Every fault is planted and checked on the checkpoint that it names as its exposure:
+
+    python benchmarks/kill_rate.py [--area AREA ...] [--json FILE] [NAME ...]
+
+Caught is what ends as ``diverges``. Two ways are counted apart: by a tap, or only because a tensor
+did not arrive under its name (the mapper's conservation law, which needs ``parameters()``).
+Equivalent mutations stand in their own table: there, caught is a false alarm.
+
+The work of the oracle that is the same for every fault is remembered between checks of one
+checkpoint; that changes no number.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("TVM_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+
+from cases.exposure import EXPOSURES, materialise
+from harness.faults.library import library
+from harness.faults.model import Fault, Planted
+from harness.pipeline import SHIPPED, Request, check
+
+LENGTH = 96
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one fault."""
+
+    name: str
+    area: str
+    exposure: str
+    equivalent: bool
+    verdict: str
+    by_tap: bool
+    tensors: int
+    expected: str
+    found: str
+    mode: str
+    seconds: float
+    reason: str = ""
+
+    @property
+    def caught(self) -> bool:
+        return self.verdict == "diverges"
+
+    @property
+    def misplaced(self) -> bool:
+        return self.by_tap and self.found != self.expected
+
+
+def folder() -> Path:
+    from relax_impl.compile import cache_directory
+
+    return cache_directory() / "exposures"
+
+
+def checkpoint(exposure: str) -> Path:
+    return SHIPPED if exposure == "trained" else materialise(exposure, folder(), "bfloat16")
+
+
+def prompt(exposure: str, directory: Path) -> Path:
+    """Write a batch of two rows: held-out text for the trained one, random ids for the others."""
+    config = json.loads((checkpoint(exposure) / "config.json").read_text())
+    vocab, longest = config["vocab_size"], config["max_seq_len"]
+    length = min(
+        longest, max((LENGTH, *EXPOSURES[exposure].lengths)) if exposure in EXPOSURES else LENGTH
+    )
+    rows = 2 if length <= LENGTH else 1
+    ids = np.random.default_rng(7).integers(0, vocab, (rows, length))
+    if exposure == "trained":
+        from tokenizers import Tokenizer
+
+        import cases.prompts
+
+        text = Path(cases.prompts.__file__).with_name("long.txt").read_text()
+        tokens = Tokenizer.from_file(str(SHIPPED / "tokenizer.json")).encode(text).ids
+        ids = np.array(tokens[: rows * length]).reshape(rows, length)
+    # The ends of the vocabulary, which a text does not visit.
+    ids[-1, -4:] = (0, 1, vocab - 2, vocab - 1)
+    path = directory / f"{exposure}.npy"
+    np.save(path, ids)
+    return path
+
+
+@cache
+def remember() -> None:
+    """Let the oracle answer repeated questions from memory."""
+    from harness.measure import oracle, run
+
+    def digest(value: Any) -> Any:
+        if hasattr(value, "numpy"):
+            array = value.detach().cpu().numpy()
+            return (str(array.dtype), array.shape, hash(array.tobytes()))
+        return value
+
+    def wrap(owner: Any, name: str, key: Any) -> None:
+        plain, kept = getattr(owner, name), {}
+
+        def remembered(self: Any, *arguments: Any) -> Any:
+            at = (*key(self), *(digest(a) for a in arguments))
+            if at not in kept:
+                kept[at] = plain(self, *arguments)
+            return kept[at]
+
+        setattr(owner, name, remembered)
+
+    # Two checkpoints of one config differ in the stream, which is part of the key.
+    wrap(oracle.Part, "chain", lambda p: (p.part, p._oracle.storage, repr(p._oracle.config)))
+    wrap(run.Walk, "_order_bias", lambda w: (w.oracle.storage, repr(w.config)))
+
+
+def measure(exposure: str, names: list[str], prompts: Path) -> list[Result]:
+    """Check several faults of one exposure in this process."""
+    remember()
+    where = checkpoint(exposure)
+    return [_one(library()[name], where, prompts) for name in names]
+
+
+def _one(fault: Fault, where: Path, prompts: Path) -> Result:
+    started = time.perf_counter()
+    common = {
+        "name": fault.name,
+        "area": fault.area,
+        "exposure": fault.exposure,
+        "equivalent": fault.equivalent,
+        "expected": Planted(fault).first_place,
+    }
+    try:
+        report = check(Request(checkpoint=where, prompts=str(prompts), fault=fault.name))
+    except Exception as error:
+        seconds = time.perf_counter() - started
+        reason = f"{type(error).__name__}: {error}"
+        return Result(**common, verdict="error", by_tap=False, tensors=0, found="", mode="",
+                      seconds=seconds, reason=reason)  # fmt: skip
+    first = report.first_divergence
+    return Result(
+        **common,
+        verdict=report.verdict,
+        by_tap=first is not None,
+        tensors=sum(not tensor.arrived for tensor in report.tensors),
+        found=first.tap if first else "",
+        mode=first.mode if first else "",
+        seconds=time.perf_counter() - started,
+        reason=(first.reason if first else "") or report.reason,
+    )
+
+
+def chunks(faults: list[Fault], size: int) -> list[tuple[str, list[str]]]:
+    """Group faults by exposure, the longest group first, in pieces of ``size``."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for fault in faults:
+        groups[fault.exposure].append(fault.name)
+    pieces = [
+        (exposure, names[at : at + size])
+        for exposure, names in groups.items()
+        for at in range(0, len(names), size)
+    ]
+    return sorted(pieces, key=lambda piece: -len(piece[1]))
+
+
+def show(results: list[Result], seconds: float) -> None:
+    """Print the table, the rates and what went wrong."""
+    for r in results:
+        mark = " misplaced" * r.misplaced
+        print(f"{r.name:34} {r.verdict:10} {r.found or '-':38} expected {r.expected or '-'}{mark}")
+    faults = [r for r in results if not r.equivalent]
+    same = [r for r in results if r.equivalent]
+    print()
+    for area in sorted({r.area for r in faults}):
+        mine = [r for r in faults if r.area == area]
+        counts = [sum(r.caught for r in mine), len(mine), sum(r.by_tap for r in mine)]
+        placed = sum(r.by_tap and not r.misplaced for r in mine)
+        print(f"{area:12}", "%3d of %3d caught, %3d by a tap," % tuple(counts), placed, "in place")
+    caught, tapped = sum(r.caught for r in faults), sum(r.by_tap for r in faults)
+    print(f"{'all':12} {caught:3} of {len(faults):3} caught, {tapped:3} by a tap")
+    print("survivors:", ", ".join(r.name for r in faults if not r.caught) or "none")
+    print(
+        "by arrival only:", ", ".join(r.name for r in faults if r.caught and not r.by_tap) or "none"
+    )
+    print("equivalent:", len(same), "false alarms:",
+          ", ".join(r.name for r in same if r.caught) or "none")  # fmt: skip
+    for r in results:
+        if r.verdict not in ("diverges", "conforms") or (r.reason and r.equivalent):
+            print(f"{r.name}: {r.verdict}: {r.reason}")
+    print(f"{seconds:.0f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--area", action="append")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    chosen = [
+        fault
+        for fault in library().values()
+        if (not options.names or fault.name in options.names)
+        and (not options.area or fault.area in options.area)
+    ]
+    started = time.perf_counter()
+    results: list[Result] = []
+    with tempfile.TemporaryDirectory() as directory:
+        prompts = {e: prompt(e, Path(directory)) for e in {f.exposure for f in chosen}}
+        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+            futures = [
+                pool.submit(measure, exposure, names, prompts[exposure])
+                for exposure, names in chunks(chosen, 80)
+            ]
+            for future in as_completed(futures):
+                results += future.result()
+                print(f"{len(results)} of {len(chosen)}", flush=True)
+    order = {name: i for i, name in enumerate(library())}
+    results.sort(key=lambda r: order[r.name])
+    show(results, time.perf_counter() - started)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""The library of faults: each is named once, described and anchored; where it is expected first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+from cases.exposure import EXPOSURES, materialise
+from harness.errors import BadInput
+from harness.faults import activation, alibi, anchor, library, model
+from harness.faults.model import Fault, Planted
+from harness.pipeline import SHIPPED
+
+FAULTS = tuple(library.library().values())
+REAL = tuple(fault for fault in FAULTS if not fault.equivalent)
+EQUIVALENT = tuple(fault for fault in FAULTS if fault.equivalent)
+BLOCK_TAPS = {
+    "norm_1", "attn.Wqkv", "attn.q_ln", "attn.k_ln", "attn.context", "attn.out_proj",
+    "attn.residual", "norm_2", "ffn.up_proj", "ffn.act", "ffn.down_proj", "output",
+}  # fmt: skip
+MECHANISMS = ("operations", "config", "weights")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    folder = tmp_path_factory.mktemp("exposures")
+    return lambda name: SHIPPED if name == "trained" else materialise(name, folder, "bfloat16")
+
+
+def test_there_are_more_than_120_faults_in_every_area_but_decode() -> None:
+    assert len(REAL) >= 120
+    assert {fault.area for fault in REAL} == set(get_args(model.Area)) - {"decode"}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_says_what_it_is(fault: Fault) -> None:
+    assert fault.summary and fault.evidence
+    assert sum(getattr(fault, name) is not None for name in MECHANISMS) == 1
+    assert fault.exposure == "trained" or fault.exposure in EXPOSURES
+    if fault.equivalent:
+        assert fault.first_tap == "none"
+        assert len(fault.proof) > 40
+        assert fault.name.startswith("same-")
+    else:
+        assert fault.first_tap in BLOCK_TAPS | set(model.ENDS) | {"alibi"}
+        assert not fault.proof
+
+
+def test_summaries_are_unique() -> None:
+    repeated = [text for text, n in Counter(fault.summary for fault in FAULTS).items() if n > 1]
+    assert not repeated
+
+
+def test_two_faults_of_one_name_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(activation, "FAULTS", (alibi.FAULTS[0],))
+    library.library.cache_clear()
+    try:
+        with pytest.raises(ValueError, match=alibi.FAULTS[0].name):
+            library.library()
+    finally:
+        library.library.cache_clear()
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_the_anchor_holds(fault: Fault, checkpoint: Callable[[str], Path]) -> None:
+    assert anchor.changes(Planted(fault), checkpoint(fault.exposure))
+
+
+@pytest.mark.parametrize(
+    "fault", [f for f in FAULTS if f.per_layer and f.exposure == "trained"], ids=lambda f: f.name
+)
+def test_a_fault_confined_to_the_last_layer_still_changes_something(fault: Fault) -> None:
+    assert anchor.changes(Planted(fault, 3), SHIPPED)
+
+
+DEAD = (
+    dataclasses.replace(FAULTS[0], operations=lambda operations: operations),
+    dataclasses.replace(FAULTS[0], operations=None, config=lambda config: config),
+    dataclasses.replace(
+        FAULTS[0], operations=None, weights=lambda weight_map, config, layer: weight_map
+    ),
+)
+
+
+@pytest.mark.parametrize("fault", DEAD, ids=MECHANISMS)
+def test_the_anchor_of_a_fault_that_changes_nothing_does_not_hold(fault: Fault) -> None:
+    assert not anchor.changes(Planted(fault), SHIPPED)
+
+
+def test_the_anchor_sees_that_an_exposure_does_not_have_what_a_fault_ignores() -> None:
+    ignored = library.library()["alibi-bias-max-ignored"]
+    assert not anchor.changes(Planted(ignored), SHIPPED)
+
+
+def _arrays(fault: Fault, config: Any, layer: int | None) -> set[str]:
+    """Return the parameters that a weight fault gives other content."""
+    from relax_impl.loader import mapping
+
+    plain = mapping(config)
+    assert fault.weights is not None
+    faulty = fault.weights(plain, config, layer)
+    return {
+        name
+        for name in plain.param_map
+        if faulty.param_map[name] != plain.param_map[name]
+        or faulty.map_func[name] is not plain.map_func[name]
+    }
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [f for f in REAL if f.weights and f.per_layer and f.exposure == "trained"],
+    ids=lambda f: f.name,
+)
+def test_a_weight_fault_in_one_layer_stays_there(fault: Fault) -> None:
+    from harness.checkpoint.reader import Checkpoint
+    from relax_impl.config import MPTConfig
+
+    config = MPTConfig.from_dict(Checkpoint.open(SHIPPED).config)
+    touched = _arrays(fault, config, 2)
+    layers = {int(name.split(".")[2]) for name in touched}
+    # One that exchanges layers cannot do so alone.
+    assert 2 in layers and len(layers) <= 1 + ("layer" in fault.name)
+    assert touched <= _arrays(fault, config, None)
+
+
+def test_every_weight_fault_uses_each_tensor_once(checkpoint: Callable[[str], Path]) -> None:
+    from harness.checkpoint.reader import Checkpoint
+    from relax_impl.config import MPTConfig
+    from relax_impl.loader import load_parameters, mapping
+
+    for fault in REAL:
+        if fault.weights is None:
+            continue
+        opened = Checkpoint.open(checkpoint(fault.exposure))
+        config = MPTConfig.from_dict(opened.config)
+        # Raises where the map is no bijection or a shape does not fit.
+        loaded = load_parameters(
+            config, opened, "float16", fault.weights(mapping(config), config, None)
+        )
+        assert all(np.isfinite(a.astype(np.float32)).all() for a in loaded.tensors.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("alibi-sign", "alibi"),
+        ("alibi-sign@0", "alibi"),
+        ("alibi-sign@2", "transformer.blocks.2.attn.context"),
+        ("gelu-tanh", "transformer.blocks.0.ffn.act"),
+        ("gelu-tanh@3", "transformer.blocks.3.ffn.act"),
+        ("norm-f-gamma-ones", "transformer.norm_f"),
+        ("same-alibi-anchor", ""),
+    ],
+)
+def test_where_a_planted_fault_is_expected_first(text: str, place: str) -> None:
+    assert library.parse(text, 4).first_place == place
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("alibi-sing", "did you mean alibi-sign"),
+        ("gelu-tanh@4", "no such layer"),
+        ("gelu-tanh@-1", "no such layer"),
+        ("clip-qkv-ignored@0", "cannot be confined"),
+        ("norm-f-gamma-ones@0", "cannot be confined"),
+    ],
+)
+def test_a_fault_that_cannot_be_planted_is_refused(text: str, complaint: str) -> None:
+    with pytest.raises(BadInput, match=complaint):
+        library.parse(text, 4)
