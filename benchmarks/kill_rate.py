@@ -188,7 +188,10 @@ def show(results: list[Result], seconds: float) -> None:
         mine = [r for r in faults if r.area == area]
         counts = [sum(r.caught for r in mine), len(mine), sum(r.by_tap for r in mine)]
         placed = sum(r.by_tap and not r.misplaced for r in mine)
-        print(f"{area:12}", "%3d of %3d caught, %3d by a tap," % tuple(counts), placed, "in place")
+        print(
+            f"{area:12} {counts[0]:3} of {counts[1]:3} caught, {counts[2]:3} by a tap, "
+            f"{placed:3} in place"
+        )
     caught, tapped = sum(r.caught for r in faults), sum(r.by_tap for r in faults)
     print(f"{'all':12} {caught:3} of {len(faults):3} caught, {tapped:3} by a tap")
     print("survivors:", ", ".join(r.name for r in faults if not r.caught) or "none")
@@ -223,7 +226,7 @@ def main() -> None:
         with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
             futures = [
                 pool.submit(measure, exposure, names, prompts[exposure])
-                for exposure, names in chunks(chosen, 80)
+                for exposure, names in chunks(chosen, 8)
             ]
             for future in as_completed(futures):
                 results += future.result()
