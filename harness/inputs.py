@@ -47,6 +47,11 @@ def check_ids(ids: Array, name: str, *, vocab_size: int, max_seq_len: int) -> Ar
     return array.astype(np.int32)
 
 
+# Long enough for every head's bias to matter, short enough to be judged in seconds; ALiBi itself is
+# measured over 512 keys, and --max-tokens raises it.
+DEFAULT_TOKENS = 128
+
+
 def load_cases(
     source: str | None, config: Any, checkpoint: Path, *, max_tokens: int | None
 ) -> tuple[Case, ...]:
@@ -74,7 +79,12 @@ def load_cases(
     vocabulary = tokenizer if tokenizer.is_file() else None
     try:
         if source is None:
-            prompts = default_prompts(config.vocab_size, config.max_seq_len, vocabulary)
+            prompts = default_prompts(
+                config.vocab_size,
+                config.max_seq_len,
+                vocabulary,
+                max_tokens=max_tokens or DEFAULT_TOKENS,
+            )
         else:
             prompts = load_prompts(source)
         loaded = [(p.name, np.asarray(p.encode(vocabulary).ids)) for p in prompts]
