@@ -19,27 +19,32 @@ GROUP = 4
 """Panels per task."""
 
 
-@cache
 def linear_kernel(
-    rows: int, columns: int, dtype: str, out_dtype: str, has_bias: bool, wide: bool
+    rows: int, dtype: str, out_dtype: str, has_bias: bool, wide: bool
 ) -> tirx.PrimFunc:
     """Product of x (m, columns) and a transposed weight, plus a bias, as (m, rows).
 
-    The weight is stored in panels, [ceil(rows / 16), columns, 16]. A register tile is 6 rows of x
-    by 16 output features, or by 32 where vectors are 512 bits wide (`wide`): either way 12
-    independent sums, enough to hide the latency of a multiply-add. Rows left over get flatter and
-    wider tiles. No sum is ever split: a row's result does not depend on how
-    many rows there are, bit for bit. x is converted to float32 once, the weight in registers; the
-    accumulator is rounded once, at the end.
+    All sizes are arguments, so that one kernel serves every matrix of a model; `rows` only decides
+    how many panels a register tile may take.
     """
     panels = -(-rows // LANES)
     # Panels side by side in a tile: what the registers hold, and divides the number of panels.
     pair = math.gcd(panels, 2 if wide else 1)
     few = math.gcd(panels, GROUP if wide else 2)
-    groups = -(-panels // GROUP)
-    whole, last = divmod(rows, LANES)
+    return _kernel(dtype, out_dtype, has_bias, pair, few)
+
+
+@cache
+def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> tirx.PrimFunc:
+    """Matrix product with tiles of 6 rows by `pair` panels, and up to 4 by `few` for the rest.
+
+    The weight is stored in panels, [ceil(rows / 16), columns, 16]. A register tile is 6 rows of x
+    by 16 output features, or by 32 where vectors are 512 bits wide: either way 12 independent sums,
+    enough to hide the latency of a multiply-add. Rows left over get flatter and wider tiles. No sum
+    is ever split: a row's result does not depend on how many rows there are, bit for bit. x is
+    converted to float32 once, the weight in registers; the accumulator is rounded once, at the end.
+    """
     staged = dtype != "float32"
-    start, rest_columns = columns // LANES * LANES, columns % LANES
 
     # Plain functions rather than T.inline where an expression is enough: each use of T.inline costs
     # the parser 30 ms.
@@ -56,7 +61,9 @@ def linear_kernel(
         return narrow(total + widen(B[n * LANES + q]) if has_bias else total, out_dtype)
 
     @T.inline
-    def tile(mr: Any, np: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any) -> None:
+    def tile(
+        mr: Any, np: Any, rows: Any, columns: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any
+    ) -> None:
         acc = T.alloc_buffer((mr * np * LANES,), "float32", scope="local")
         for t in T.unroll(mr * np):
             acc[at(t * LANES, LANES)] = splat(0.0, LANES)
@@ -68,15 +75,17 @@ def linear_kernel(
                     )
         for r in T.unroll(mr):
             for p in T.unroll(np):
-                if n + p < whole:
+                if (n + p) * LANES + LANES <= rows:
                     Y[i + r, at((n + p) * LANES, LANES)] = vector(acc, r * np + p, B, n + p)
                 else:
                     # The last panel, where it is partly padding.
-                    for q in range(last):
+                    for q in range(rows % LANES):
                         Y[i + r, (n + p) * LANES + q] = scalar(acc, r * np + p, B, n + p, q)
 
     @T.inline
-    def multiply(m: Any, A: Any, W: Any, B: Any, Y: Any) -> None:
+    def multiply(m: Any, rows: Any, columns: Any, A: Any, W: Any, B: Any, Y: Any) -> None:
+        panels = (rows + LANES - 1) // LANES
+        groups = (panels + GROUP - 1) // GROUP
         blocks = (m + BLOCK - 1) // BLOCK
         for t in T.parallel(blocks * groups):
             n = t // blocks * GROUP
@@ -85,54 +94,54 @@ def linear_kernel(
             here = T.min(T.int64(GROUP), panels - n)
             for u in range(here // pair):
                 for v in range(count // TILE):
-                    tile(TILE, pair, A, W, B, Y, i + v * TILE, n + u * pair)
+                    tile(TILE, pair, rows, columns, A, W, B, Y, i + v * TILE, n + u * pair)
             # 1 to 5 rows are left over: tiles of 4, 2 and 1.
             rest = count % TILE
             j = i + count - rest
             if rest >= 4:
                 for u in range(here // few):
-                    tile(4, few, A, W, B, Y, j, n + u * few)
+                    tile(4, few, rows, columns, A, W, B, Y, j, n + u * few)
             if rest % 4 >= 2:
                 for u in range(here // few):
-                    tile(2, few, A, W, B, Y, j + rest // 4 * 4, n + u * few)
+                    tile(2, few, rows, columns, A, W, B, Y, j + rest // 4 * 4, n + u * few)
             if rest % 2 == 1:
                 for u in range(here // few):
-                    tile(1, few, A, W, B, Y, j + rest - 1, n + u * few)
+                    tile(1, few, rows, columns, A, W, B, Y, j + rest - 1, n + u * few)
 
     @T.inline
-    def body(m: Any, X: Any, W: Any, B: Any, Y: Any) -> None:
+    def body(m: Any, rows: Any, columns: Any, X: Any, W: Any, B: Any, Y: Any) -> None:
         if staged:
             A = T.alloc_buffer((m, columns), "float32")
             for i in T.parallel(m):
                 for p in range(columns // LANES):
                     A[i, at(p * LANES, LANES)] = widen(X[i, at(p * LANES, LANES)])
-                for k in range(rest_columns):
-                    A[i, start + k] = widen(X[i, start + k])
-            multiply(m, A, W, B, Y)
+                for k in range(columns % LANES):
+                    A[i, columns // LANES * LANES + k] = widen(X[i, columns // LANES * LANES + k])
+            multiply(m, rows, columns, A, W, B, Y)
         else:
-            multiply(m, X, W, B, Y)
+            multiply(m, rows, columns, X, W, B, Y)
 
     if has_bias:
 
         @T.prim_func(private=True, s_tir=True)
         def with_bias(x: T.handle, w: T.handle, b: T.handle, y: T.handle) -> None:
             T.func_attr({"tirx.noalias": True})
-            m = T.int64()
+            m, rows, columns, panels = T.int64(), T.int64(), T.int64(), T.int64()
             X = T.match_buffer(x, (m, columns), dtype)
             W = T.match_buffer(w, (panels, columns, LANES), dtype)
             B = T.match_buffer(b, (rows,), dtype)
             Y = T.match_buffer(y, (m, rows), out_dtype)
-            body(m, X, W, B, Y)
+            body(m, rows, columns, X, W, B, Y)
 
         return with_bias
 
     @T.prim_func(private=True, s_tir=True)
     def without_bias(x: T.handle, w: T.handle, y: T.handle) -> None:
         T.func_attr({"tirx.noalias": True})
-        m = T.int64()
+        m, rows, columns, panels = T.int64(), T.int64(), T.int64(), T.int64()
         X = T.match_buffer(x, (m, columns), dtype)
         W = T.match_buffer(w, (panels, columns, LANES), dtype)
         Y = T.match_buffer(y, (m, rows), out_dtype)
-        body(m, X, W, W, Y)
+        body(m, rows, columns, X, W, W, Y)
 
     return without_bias
