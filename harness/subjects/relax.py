@@ -137,11 +137,14 @@ def load(
     NotProven
         If the machine has no device for it.
     """
+    from relax_impl.target import resolve
+
     try:
-        return RelaxSubject(checkpoint, dtype, target, fault)
-    except (BadInput, NotProven):
-        raise
+        resolve(target)
     except Exception as error:
-        if type(error).__name__ == "TargetError":
-            raise BadInput(str(error), where=f"--target {target}") from error
-        raise
+        # TVM has a type of its own for every way in which a target can be wrong.
+        reason = str(error).strip().splitlines()[-1].removeprefix("target: ")
+        raise BadInput(
+            f"this is no target: {reason}", where="--target", found=repr(target)
+        ) from error
+    return RelaxSubject(checkpoint, dtype, target, fault)
