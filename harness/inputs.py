@@ -48,7 +48,7 @@ def check_ids(ids: Array, name: str, *, vocab_size: int, max_seq_len: int) -> Ar
 
 
 # Long enough for every head's bias to matter, short enough to be judged in seconds; ALiBi itself is
-# measured over 512 keys, and --max-tokens raises it.
+# measured over 256 keys, and --max-tokens raises it.
 DEFAULT_TOKENS = 128
 
 

@@ -29,7 +29,7 @@ from harness.subjects.calls import SubjectFailure, call_array, call_taps
 from harness.subjects.protocol import OPTIONAL_METHODS, Array, capabilities
 
 EXACT_TAPS = frozenset({"transformer.wte", "transformer.wpe"})
-_ALIBI_KEYS = 512
+_ALIBI_KEYS = 256
 _ALIBI_QUERIES = 5
 
 
