@@ -300,7 +300,7 @@ def main() -> None:
     """Run the command line; a user's mistake ends in one sentence, never in a traceback."""
     try:
         # Outside standalone mode an Exit comes back as a number, or raised, as versions please.
-        code = app(standalone_mode=False)
+        code = app(prog_name="mpt-conform", standalone_mode=False)
     except typer.Exit as stop:
         sys.exit(stop.exit_code)
     except typer.Abort:
