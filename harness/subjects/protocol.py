@@ -132,7 +132,8 @@ def validate(subject: object, source: str) -> Subject:
             found=repr(version),
         )
     dtype = getattr(subject, "dtype", None)
-    if dtype not in STORAGE_DTYPES:
+    # numpy's dtype equals its own name, and is no key of anything here.
+    if not isinstance(dtype, str) or dtype not in STORAGE_DTYPES:
         raise BadInput(
             "the subject's storage dtype is not one that can be judged",
             where=f"{source}: dtype",
