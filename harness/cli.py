@@ -135,7 +135,9 @@ def check(
         from harness.report.page import page
 
         write_whole(html, page(report).encode())
-    render(report, Console(soft_wrap=not sys.stdout.isatty(), highlight=False))
+    # A file or a pipe has no width: nothing is cut there.
+    width = None if sys.stdout.isatty() else 160
+    render(report, Console(width=width, highlight=False))
     raise typer.Exit(EXIT_OF[report.verdict])
 
 

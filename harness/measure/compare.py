@@ -17,7 +17,6 @@ from harness.measure.statistics import (
     relative_error,
     row_noise,
     statistics,
-    ulp,
 )
 from harness.measure.taps import Place
 
@@ -151,9 +150,13 @@ def measure_bias(
 
 
 def summarise_logits(
-    prompt: str, ids: Any, observed: Any, golden: Any, dtype: str
+    prompt: str, ids: Any, observed: Any, golden: Any, orders: Sequence[Any]
 ) -> LogitSummary | None:
-    """Return what the logits mean to people, or ``None`` if they are not finite."""
+    """Return what the logits mean to people, or ``None`` if they are not finite.
+
+    A disagreement is a near tie if the golden gap is no more than two logits may lose to each other
+    by the noise of the legitimate orders at that position; a subject's own error excuses nothing.
+    """
     seen, truth = flat(observed), flat(golden)
     if not np.isfinite(seen).all():
         return None
@@ -169,7 +172,7 @@ def summarise_logits(
     rows = np.arange(truth.shape[0])
     wrong = best != chosen
     gap = truth[rows, best] - truth[rows, chosen]
-    noise = np.maximum(np.abs(seen - truth).max(axis=1), ulp(truth[rows, best], dtype))
+    noise = np.max([np.abs(flat(order) - truth).max(axis=1) for order in orders], axis=0)
     kept = min(5, seen.shape[1])
     top = np.argpartition(-seen, kept - 1, axis=1)[:, :kept]
     tokens = np.asarray(ids)

@@ -25,7 +25,9 @@ def number(value: float | None) -> str:
 def place(found: DivergenceRecord) -> str:
     """Return where the first divergence lies, in words."""
     parts = [found.tap]
-    if found.layer is not None and found.tap != "alibi":
+    if found.tap == "alibi":
+        parts.append("from layer 0 on")
+    elif found.layer is not None:
         parts.append(f"layer {found.layer}")
     if found.head is not None:
         parts.append(f"head {found.head}")
