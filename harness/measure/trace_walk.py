@@ -128,7 +128,7 @@ class TraceWalk(Walk):
                 yield measure_difference(
                     Place(None, "forward-chain"), name, logits, chained, golden, orders
                 )
-            summary = summarise_logits(name, stream.case.ids, logits, golden, self.oracle.storage)
+            summary = summarise_logits(name, stream.case.ids, logits, golden, orders)
             if summary is not None:
                 yield summary
 
