@@ -329,7 +329,7 @@ class Walk:
                     stream.golden_logits,
                     stream.order_logits,
                 )
-            summary = summarise_logits(name, ids, logits, stream.golden_logits, self.oracle.storage)
+            summary = summarise_logits(name, ids, logits, stream.golden_logits, stream.order_logits)
             if summary is not None:
                 yield summary
 
