@@ -78,10 +78,10 @@ PIPELINE_VERSION = "1"
 class NoAlias:
     """Declare the arguments of every kernel free of aliases.
 
-    The function that computes symbolic shapes is generated without the attribute, and one such
-    function makes the code generator drop it from all kernels of the module, which then keep their
-    accumulators in memory: three times slower. It is true here: that function has one buffer, and
-    no kernel is called in place.
+    The code generator asks one function, the last in order of names, and applies the answer to the
+    whole module. Often that is the one that computes symbolic shapes, which is generated without
+    the attribute: then every kernel keeps its accumulators in memory and is three times slower. The
+    attribute is true there too: that function has one buffer; and no kernel is called in place.
     """
 
     def transform_module(self, module: tvm.IRModule, _: Any) -> tvm.IRModule:
