@@ -66,7 +66,7 @@ def write_dump(
         take_inventory(topology_of(checkpoint.config), checkpoint), str(request.checkpoint)
     )
     check_finite(checkpoint)
-    fault = parse(request.fault, config.n_layers) if request.fault else None
+    fault = parse(request.fault, config.n_layers) if request.fault is not None else None
     cases = load_cases(request.prompts, config, request.checkpoint, max_tokens=request.max_tokens)
     progress(f"loading {request.subject}")
     loaded = load_subject(

@@ -89,7 +89,7 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
     require_sound(inventory, str(request.checkpoint))
     check_finite(checkpoint)
     layers = _layers(request.layers, config.n_layers)
-    fault = parse(request.fault, config.n_layers) if request.fault else None
+    fault = parse(request.fault, config.n_layers) if request.fault is not None else None
 
     dump = None
     if request.traces is not None:
