@@ -12,43 +12,15 @@ ATTN_TYPES = ("multihead_attention", "multiquery_attention", "grouped_query_atte
 # Training, initialisation, bookkeeping and kernel choice: nothing here changes what is computed.
 NEUTRAL = frozenset(
     {
-        "model_type",
-        "architectures",
-        "auto_map",
-        "_name_or_path",
-        "name_or_path",
-        "transformers_version",
-        "resid_pdrop",
-        "emb_pdrop",
-        "attn_pdrop",
-        "init_config",
-        "init_device",
-        "verbose",
-        "use_cache",
-        "is_encoder_decoder",
-        "is_decoder",
-        "tokenizer_name",
-        "fc_type",
-        "use_pad_tok_in_ffn",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "initializer_range",
-        "init_std",
-        "activation_checkpointing",
+        "model_type", "architectures", "auto_map", "_name_or_path", "name_or_path",
+        "transformers_version", "resid_pdrop", "emb_pdrop", "attn_pdrop", "init_config",
+        "init_device", "verbose", "use_cache", "is_encoder_decoder", "is_decoder",
+        "tokenizer_name", "fc_type", "use_pad_tok_in_ffn", "bos_token_id", "eos_token_id",
+        "pad_token_id", "initializer_range", "init_std", "activation_checkpointing",
         "loss_fn",
     }
-)
-NEUTRAL_ATTN = frozenset(
-    {
-        "attn_impl",
-        "attn_pdrop",
-        "model_type",
-        "fused_qkv",
-        "sliding_window_size",
-        "kv_dim",
-    }
-)
+)  # fmt: skip
+NEUTRAL_ATTN = frozenset({"attn_impl", "attn_pdrop", "model_type"})
 
 # What would change inference and is not implemented: the values under which it changes nothing.
 _OFF = (None, False, 0, 0.0)
@@ -72,53 +44,25 @@ REFUSED_ATTN: Mapping[str, tuple[Any, ...]] = {
 # Known, but only read when what they belong to is switched on.
 DEPENDENT_ATTN = frozenset(
     {
-        "rope_theta",
-        "rope_impl",
-        "rope_dail_config",
-        "rope_hf_config",
-        "kv_n_heads",
+        "rope_theta", "rope_impl", "rope_dail_config", "rope_hf_config", "kv_n_heads",
     }
-)
+)  # fmt: skip
 REFUSED_FFN = ("mptmlp",)
-FFN_NEUTRAL = frozenset(
-    {
-        "ffn_type",
-        "fc_type",
-    }
-)
+FFN_NEUTRAL = frozenset({"ffn_type", "fc_type"})
 
 FIELDS = frozenset(
     {
-        "d_model",
-        "n_heads",
-        "n_layers",
-        "expansion_ratio",
-        "max_seq_len",
-        "vocab_size",
-        "learned_pos_emb",
-        "attn_config",
-        "logit_scale",
-        "no_bias",
-        "embedding_fraction",
-        "norm_type",
-        "tie_word_embeddings",
-        "layer_norm_epsilon",
-        "norm_eps",
-        "torch_dtype",
-        "dtype",
-        "ffn_config",
+        "d_model", "n_heads", "n_layers", "expansion_ratio", "max_seq_len", "vocab_size",
+        "learned_pos_emb", "attn_config", "logit_scale", "no_bias", "embedding_fraction",
+        "norm_type", "tie_word_embeddings", "layer_norm_epsilon", "norm_eps", "torch_dtype",
+        "dtype", "ffn_config",
     }
-)
+)  # fmt: skip
 FIELDS_ATTN = frozenset(
     {
-        "attn_type",
-        "qk_ln",
-        "clip_qkv",
-        "softmax_scale",
-        "alibi",
-        "alibi_bias_max",
+        "attn_type", "qk_ln", "clip_qkv", "softmax_scale", "alibi", "alibi_bias_max",
     }
-)
+)  # fmt: skip
 
 
 class ConfigError(ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from relax_impl.compile import cache_directory, compile_model, pipeline
+from relax_impl.compile import cache_directory, cache_key, compile_model, pipeline
 from relax_impl.config import MPTConfig
 from relax_impl.graph import build_graph
 from relax_impl.kernels.cpu import FAST
@@ -33,6 +34,14 @@ IDS = np.array([[1, 2, 3]])
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "mpt-conformance"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A good library, in a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("whole")))
+        return compile_plain()
 
 
 def compile_plain(**changes):
@@ -75,8 +84,10 @@ def test_another_process_finds_it(cache):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "one bit", "emptied", "no digest", "wrong digest"])
-def test_a_damaged_library_is_compiled_anew(damage, cache, build):
-    path = compile_plain().path
+def test_a_damaged_library_is_compiled_anew(damage, cache, whole, build):
+    path = shutil.copytree(whole.path.parent, cache) / whole.path.name
+    copied = compile_plain()
+    assert copied.cached and copied.path == path
     seal, content = path.with_suffix(".sha256"), path.read_bytes()
     # A new file: this process has the old one mapped.
     path.unlink()
@@ -97,16 +108,23 @@ def test_a_damaged_library_is_compiled_anew(damage, cache, build):
     assert build(TINY, "float32", lambda layer: PLAIN).model.forward(IDS).shape == (1, 3, 32)
 
 
-def test_whatever_decides_the_result_is_in_the_key(cache):
-    paths = {
-        "plain": compile_plain().path,
-        "operation": compile_plain(activation=lambda x: gelu(gelu(x))).path,
-        "slopes": compile_plain(slopes=lambda c: np.float32([0.5, 0.25])).path,
-        "kernels": compile_model(CONFIG, "float32", "llvm", lambda layer: FAST).path,
-        "dtype": compile_model(CONFIG, "float16", "llvm", lambda layer: PLAIN).path,
-        "target": compile_model(CONFIG, "float32", '{"kind": "llvm"}', lambda layer: PLAIN).path,
-    }
-    assert len(set(paths.values())) == len(paths)
+def test_whatever_decides_the_result_is_in_the_key():
+    def key(dtype="float32", target="llvm", ops=PLAIN, config=CONFIG, **changes):
+        changed = dataclasses.replace(ops, **changes)
+        return cache_key(build_graph(config, dtype, lambda layer: changed).module, resolve(target))
+
+    keys = [
+        key(),
+        key("float16"),
+        key(target='{"kind": "llvm"}'),
+        key(ops=FAST),
+        key(activation=lambda x: gelu(gelu(x))),
+        key(slopes=lambda config: np.float32([0.5, 0.25])),
+        key(config=dataclasses.replace(CONFIG, layer_norm_epsilon=2e-5)),
+        key(config=dataclasses.replace(CONFIG, softmax_scale=0.5)),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
 
 
 def test_a_failed_compilation_leaves_nothing(cache, monkeypatch):

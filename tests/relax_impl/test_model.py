@@ -12,15 +12,13 @@ SHAPES = [(1, 1), (2, 17), (3, 33)]
 FEATURES = {
     "alibi": ({}, {}),
     "wpe": ({"alibi": False}, {}),
-    "neither": ({"alibi": False}, {"learned_pos_emb": False}),
-    "biases": ({}, {"no_bias": False}),
+    "neither": ({"alibi": False}, {"learned_pos_emb": False, "logit_scale": 0}),
     "mqa": ({"attn_type": "multiquery_attention"}, {"no_bias": False}),
     "gqa": ({"attn_type": "grouped_query_attention", "kv_n_heads": 2}, {}),
     "qk_ln": ({"qk_ln": True}, {"no_bias": False}),
     "clip": ({"clip_qkv": 0.5, "softmax_scale": 0.7, "alibi_bias_max": 16}, {}),
     "rmsnorm": ({}, {"norm_type": "low_precision_rmsnorm", "no_bias": False}),
     "head": ({}, {"tie_word_embeddings": False, "logit_scale": "inv_sqrt_d_model"}),
-    "silent": ({}, {"logit_scale": 0}),
     "odd": (
         {"qk_ln": True, "attn_type": "grouped_query_attention", "kv_n_heads": 1, "clip_qkv": 1},
         # No width is a multiple of 16, heads are 7 wide, the MLP is 1.5 times as wide.
