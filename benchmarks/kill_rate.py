@@ -2,7 +2,10 @@
 
 Every fault is planted and checked on the checkpoint that it names as its exposure:
 
-    python benchmarks/kill_rate.py [--area AREA ...] [--json FILE] [NAME ...]
+    python benchmarks/kill_rate.py [--area AREA ...] [--record FILE] [NAME ...]
+
+With ``--record``, every result is appended to a file as it comes, one JSON object a line, and what
+stands there already is not measured again.
 
 Caught is what ends as ``diverges``. Two ways are counted apart: by a tap, or only because a tensor
 did not arrive under its name (the mapper's conservation law, which needs ``parameters()``).
@@ -163,6 +166,14 @@ def _one(fault: Fault, where: Path, prompts: Path) -> Result:
     )
 
 
+def known(record: Path | None, names: set[str]) -> list[Result]:
+    """Return the results of an earlier run that was cut short."""
+    if record is None or not record.exists():
+        return []
+    found = [Result(**json.loads(line)) for line in record.read_text().splitlines()]
+    return [result for result in found if result.name in names]
+
+
 def chunks(faults: list[Fault], size: int) -> list[tuple[str, list[str]]]:
     """Group faults by exposure, the longest group first, in pieces of ``size``."""
     groups: dict[str, list[str]] = defaultdict(list)
@@ -210,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("names", nargs="*")
     parser.add_argument("--area", action="append")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--record", type=Path)
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     chosen = [
@@ -220,22 +231,24 @@ def main() -> None:
         and (not options.area or fault.area in options.area)
     ]
     started = time.perf_counter()
-    results: list[Result] = []
+    results = known(options.record, {fault.name for fault in chosen})
+    waiting = [fault for fault in chosen if fault.name not in {r.name for r in results}]
     with tempfile.TemporaryDirectory() as directory:
-        prompts = {e: prompt(e, Path(directory)) for e in {f.exposure for f in chosen}}
+        prompts = {e: prompt(e, Path(directory)) for e in {f.exposure for f in waiting}}
         with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
             futures = [
                 pool.submit(measure, exposure, names, prompts[exposure])
-                for exposure, names in chunks(chosen, 8)
+                for exposure, names in chunks(waiting, 4)
             ]
             for future in as_completed(futures):
                 results += future.result()
+                if options.record:
+                    with options.record.open("a") as file:
+                        file.writelines(json.dumps(asdict(r)) + "\n" for r in future.result())
                 print(f"{len(results)} of {len(chosen)}", flush=True)
     order = {name: i for i, name in enumerate(library())}
     results.sort(key=lambda r: order[r.name])
     show(results, time.perf_counter() - started)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1))
 
 
 if __name__ == "__main__":

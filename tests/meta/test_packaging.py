@@ -17,7 +17,8 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 ROOT = pathlib.Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 NAME = PROJECT["name"]
 ROOMS = ("cases", "harness", "reference", "relax_impl")
 DOCUMENTS = ("CONTRIBUTING.md",)
@@ -95,6 +96,10 @@ def test_port_and_ffi_are_the_pair_that_is_proven() -> None:
     assert not ranges["apache-tvm-ffi"].contains("0.1.15")
 
 
+SCRIPTS = tuple(PYPROJECT["tool"]["setuptools"]["py-modules"])
+"""Modules at the root that are installed beside the rooms."""
+
+
 def third_party_imports() -> dict[str, str]:
     """Top-level names that the rooms import from outside, each with a file that does."""
     imported: dict[str, str] = {}
@@ -108,7 +113,7 @@ def third_party_imports() -> dict[str, str]:
                 continue
             for name in names:
                 imported[name.split(".")[0]] = str(path.relative_to(ROOT))
-    ours = {*ROOMS, *sys.stdlib_module_names}
+    ours = {*ROOMS, *SCRIPTS, *sys.stdlib_module_names}
     return {name: where for name, where in imported.items() if name not in ours}
 
 
