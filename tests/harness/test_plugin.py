@@ -100,6 +100,16 @@ CALLS: dict[str, tuple[dict[str, Any], str, str]] = {
         "transformer.blocks.1.output",
         "block(1): norm_1 has shape (19, 48), expected (1, 19, 48)",
     ),
+    "a tap is narrower": (
+        {"block": in_layer_1(replaced("ffn.act", lambda x: x[..., :-1]))},
+        "transformer.blocks.1.output",
+        "block(1): ffn.act has shape (1, 19, 191), expected (1, 19, 192)",
+    ),
+    "a tap is padded": (
+        {"block": in_layer_1(replaced("norm_2", lambda x: np.pad(x, ((0, 0), (0, 1), (0, 0)))))},
+        "transformer.blocks.1.output",
+        "block(1): norm_2 has shape (1, 20, 48), expected (1, 19, 48)",
+    ),
     "a tap is of integers": (
         {"block": in_layer_1(replaced("output", lambda x: x.astype(np.int32)))},
         "transformer.blocks.1.output",
