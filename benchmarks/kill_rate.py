@@ -1,6 +1,7 @@
 """How many faults of the library does ``check`` catch, and where does it first see them?
 
-Every fault is planted and checked on the checkpoint that it names as its exposure:
+Every fault is planted and checked on the checkpoint that it names as its exposure, with a short
+prompt first; what survives is checked again with the shipped prompts, as ``check`` does by default:
 
     python benchmarks/kill_rate.py [--area AREA ...] [--record FILE] [NAME ...]
 
@@ -59,6 +60,7 @@ class Result:
     mode: str
     seconds: float
     reason: str = ""
+    shipped_prompts: bool = False
 
     @property
     def caught(self) -> bool:
@@ -130,14 +132,14 @@ def remember() -> None:
     wrap(run.Walk, "_order_bias", lambda w: (w.oracle.storage, repr(w.config)))
 
 
-def measure(exposure: str, names: list[str], prompts: Path) -> list[Result]:
+def measure(exposure: str, names: list[str], prompts: Path | None) -> list[Result]:
     """Check several faults of one exposure in this process."""
     remember()
     where = checkpoint(exposure)
     return [_one(library()[name], where, prompts) for name in names]
 
 
-def _one(fault: Fault, where: Path, prompts: Path) -> Result:
+def _one(fault: Fault, where: Path, prompts: Path | None) -> Result:
     started = time.perf_counter()
     common = {
         "name": fault.name,
@@ -145,9 +147,11 @@ def _one(fault: Fault, where: Path, prompts: Path) -> Result:
         "exposure": fault.exposure,
         "equivalent": fault.equivalent,
         "expected": Planted(fault).first_place,
+        "shipped_prompts": prompts is None,
     }
     try:
-        report = check(Request(checkpoint=where, prompts=str(prompts), fault=fault.name))
+        source = None if prompts is None else str(prompts)
+        report = check(Request(checkpoint=where, prompts=source, fault=fault.name))
     except Exception as error:
         seconds = time.perf_counter() - started
         reason = f"{type(error).__name__}: {error}"
@@ -172,6 +176,13 @@ def known(record: Path | None, names: set[str]) -> list[Result]:
         return []
     found = [Result(**json.loads(line)) for line in record.read_text().splitlines()]
     return [result for result in found if result.name in names]
+
+
+def unsettled(result: Result | None, shipped: bool) -> bool:
+    """Return whether a fault is to be checked in the first pass, or in the one with all prompts."""
+    if not shipped:
+        return result is None
+    return result is not None and not (result.caught or result.equivalent or result.shipped_prompts)
 
 
 def chunks(faults: list[Fault], size: int) -> list[tuple[str, list[str]]]:
@@ -231,24 +242,27 @@ def main() -> None:
         and (not options.area or fault.area in options.area)
     ]
     started = time.perf_counter()
-    results = known(options.record, {fault.name for fault in chosen})
-    waiting = [fault for fault in chosen if fault.name not in {r.name for r in results}]
-    with tempfile.TemporaryDirectory() as directory:
-        prompts = {e: prompt(e, Path(directory)) for e in {f.exposure for f in waiting}}
-        with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
-            futures = [
-                pool.submit(measure, exposure, names, prompts[exposure])
-                for exposure, names in chunks(waiting, 4)
-            ]
-            for future in as_completed(futures):
-                results += future.result()
-                if options.record:
-                    with options.record.open("a") as file:
-                        file.writelines(json.dumps(asdict(r)) + "\n" for r in future.result())
-                print(f"{len(results)} of {len(chosen)}", flush=True)
+    results = {r.name: r for r in known(options.record, {fault.name for fault in chosen})}
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        for shipped in (False, True):
+            waiting = [fault for fault in chosen if unsettled(results.get(fault.name), shipped)]
+            with tempfile.TemporaryDirectory() as directory:
+                prompts = {
+                    exposure: None if shipped else prompt(exposure, Path(directory))
+                    for exposure in {fault.exposure for fault in waiting}
+                }
+                futures = [
+                    pool.submit(measure, exposure, names, prompts[exposure])
+                    for exposure, names in chunks(waiting, 1 if shipped else 4)
+                ]
+                for future in as_completed(futures):
+                    results |= {r.name: r for r in future.result()}
+                    if options.record:
+                        with options.record.open("a") as file:
+                            file.writelines(json.dumps(asdict(r)) + "\n" for r in future.result())
+                    print(f"{len(results)} of {len(chosen)}", flush=True)
     order = {name: i for i, name in enumerate(library())}
-    results.sort(key=lambda r: order[r.name])
-    show(results, time.perf_counter() - started)
+    show(sorted(results.values(), key=lambda r: order[r.name]), time.perf_counter() - started)
 
 
 if __name__ == "__main__":
