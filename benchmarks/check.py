@@ -81,7 +81,7 @@ def row(dtype: str, rounds: int, max_tokens: int) -> str:
         arguments = ("check", "--dtype", dtype, "--max-tokens", str(max_tokens))
         whole = seconds(lambda: python(cache, PROCESS, *arguments), rounds)
         os.environ["XDG_CACHE_HOME"] = made
-        in_process(dtype, 1)  # imports, and loads the library
+        in_process(dtype, max_tokens)  # imports, and loads the library
         inside = seconds(lambda: in_process(dtype, max_tokens), rounds)
     return f"| {dtype} | {cold:.2f} | {warm:.2f} | {whole * 1e3:.0f} | {inside * 1e3:.0f} |"
 
