@@ -23,7 +23,8 @@ from harness.measure.oracle import Oracle, stored
 from harness.measure.records import Failure, Measurement
 from harness.measure.run import Case, Walk
 from harness.measure.statistics import STATISTICS
-from harness.subjects.protocol import STORAGE_DTYPES, Array, Rounding, rounding_of
+from harness.subjects.parts import TorchParts
+from harness.subjects.protocol import STORAGE_DTYPES, Rounding, rounding_of
 
 # The floors of a check's few thousand statistics together are exceeded in one check of a thousand.
 ALPHA = 1e-6
@@ -33,47 +34,17 @@ HEADROOM = 1.5
 MODES = ("alibi", "local", "teacher-forced", "free-running", "deployed")
 
 
-class OrderSubject:
+class OrderSubject(TorchParts):
     """One evaluation order of the reference, as a subject."""
-
-    protocol = 1
 
     def __init__(self, checkpoint: Path, dtype: str, order: Any, rounding: Rounding) -> None:
         from reference.model import Reference
 
         opened = Checkpoint.open(checkpoint)
-        self.name = order.name
-        self.dtype = dtype
-        self.rounding = rounding
         read = stored(opened.read, dtype)
-        self._model = Reference(opened.config, read, storage=dtype, order=order)  # type: ignore[arg-type]
-
-    def forward(self, input_ids: Array, lengths: Array | None = None) -> Array:
-        """Return the logits."""
-        return _numpy(self._model.forward(input_ids))
-
-    def embed(self, input_ids: Array) -> dict[str, Array]:
-        """Return the embedding taps."""
-        return {k: _numpy(v) for k, v in self._model.embed(input_ids).items()}
-
-    def block(self, layer: int, hidden_states: Array) -> dict[str, Array]:
-        """Return every tap of one block."""
-        return {
-            k: _numpy(v) for k, v in self._model.block(layer, self._wide(hidden_states)).items()
-        }
-
-    def head(self, hidden_states: Array) -> dict[str, Array]:
-        """Return the final norm and the logits."""
-        return {k: _numpy(v) for k, v in self._model.head(self._wide(hidden_states)).items()}
-
-    def _wide(self, array: Array) -> Any:
-        import torch
-
-        return torch.from_numpy(np.asarray(array).astype(np.float64))
-
-
-def _numpy(tensor: Any) -> Array:
-    return np.asarray(tensor.detach().cpu().double().numpy())
+        model = Reference(opened.config, read, storage=dtype, order=order)  # type: ignore[arg-type]
+        super().__init__(model, order.name, dtype)
+        self.rounding = rounding
 
 
 def random_config(rng: np.random.Generator) -> dict[str, Any]:

@@ -74,6 +74,17 @@ class _Progress:
             self._status.stop()
 
 
+def _finish(result: Any, json: Path | None) -> None:
+    """Write a result, print its lines, and end with the exit code of its verdict."""
+    from harness.report.files import to_json, write_whole
+
+    if json is not None:
+        write_whole(json, to_json(result))
+    for line in result.lines():
+        typer.echo(line)
+    raise typer.Exit(EXIT_OF[result.verdict])
+
+
 @app.command()
 def check(
     checkpoint: CheckpointArgument = None,
@@ -184,16 +195,12 @@ def compare(
 ) -> None:
     """Compare two dumps or two runs; limits come from the checkpoint, never from a tolerance."""
     from harness.compare import compare_files
-    from harness.report.files import require_writable, to_json, write_whole
+    from harness.report.files import require_writable
 
     if json is not None:
         require_writable(json)
     result = compare_files(a, b, checkpoint)
-    if json is not None:
-        write_whole(json, to_json(result))
-    for line in result.lines():
-        typer.echo(line)
-    raise typer.Exit(EXIT_OF[result.verdict])
+    _finish(result, json)
 
 
 @app.command()
@@ -254,16 +261,12 @@ def map_(
     """Prove that the weight mapper consumes every tensor once and puts it in the right place."""
     from harness.mapping import prove_mapping
     from harness.pipeline import SHIPPED
-    from harness.report.files import require_writable, to_json, write_whole
+    from harness.report.files import require_writable
 
     if json is not None:
         require_writable(json)
     result = prove_mapping(checkpoint or SHIPPED, fault)
-    if json is not None:
-        write_whole(json, to_json(result))
-    for line in result.lines():
-        typer.echo(line)
-    raise typer.Exit(EXIT_OF[result.verdict])
+    _finish(result, json)
 
 
 @app.command()

@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.checkpoint.finite import check_finite
-from harness.checkpoint.reader import Checkpoint
 from harness.errors import NotProven
 from harness.faults.library import parse
 from harness.inputs import load_cases
@@ -18,12 +16,11 @@ from harness.measure.oracle import Oracle
 from harness.measure.run import Case
 from harness.measure.taps import BLOCK_PREFIX, block_widths, embed_widths, head_widths, shapes
 from harness.measure.traces import ALIBI, DEPLOYED, IDS
-from harness.pipeline import Request, parse_config
+from harness.pipeline import Request, open_material
 from harness.report.files import replacing, require_writable
-from harness.subjects.calls import SubjectFailure, call_array, call_taps
+from harness.subjects.calls import SubjectFailure, call_array, call_bias, call_taps
 from harness.subjects.load import load_subject
 from harness.subjects.protocol import Array, capabilities, rounding_of
-from harness.tensors import require_sound, take_inventory, topology_of
 
 _ALIBI_KEYS = 512
 _ALIBI_QUERIES = 5
@@ -60,12 +57,8 @@ def write_dump(
         If the subject fails, or its device is not there: then there is nothing to dump.
     """
     require_writable(path)
-    checkpoint = Checkpoint.open(request.checkpoint)
-    config = parse_config(checkpoint.config, str(request.checkpoint / "config.json"))
-    require_sound(
-        take_inventory(topology_of(checkpoint.config), checkpoint), str(request.checkpoint)
-    )
-    check_finite(checkpoint)
+    material = open_material(request.checkpoint)
+    checkpoint, config = material.checkpoint, material.config
     fault = parse(request.fault, config.n_layers) if request.fault is not None else None
     cases = load_cases(request.prompts, config, request.checkpoint, max_tokens=request.max_tokens)
     progress(f"loading {request.subject}")
@@ -132,12 +125,8 @@ def _run(
 def _bias(subject: Any, config: Any) -> Array:
     keys = min(config.max_seq_len, _ALIBI_KEYS)
     queries = min(_ALIBI_QUERIES, keys)
-    full = (config.n_heads, queries, keys)
-    call = f"attention_bias({queries}, {keys})"
-    try:
-        return np.broadcast_to(np.asarray(subject.attention_bias(queries, keys)), full)
-    except Exception as error:
-        raise SubjectFailure(call, f"raised {type(error).__name__}: {error}") from error
+    bias = call_bias(subject, config.n_heads, queries, keys)
+    return np.broadcast_to(bias, (config.n_heads, queries, keys))
 
 
 def _write(path: Path, arrays: Mapping[str, Array], metadata: Mapping[str, str]) -> None:

@@ -29,8 +29,8 @@ from harness.measure.traces import Dump
 from harness.report import build
 from harness.report.record import SCHEMA, CheckpointRecord, Report, SubjectRecord
 from harness.subjects.load import Loaded, load_subject
-from harness.subjects.protocol import OPTIONAL_METHODS, capabilities, rounding_of
-from harness.tensors import require_sound, take_inventory, topology_of
+from harness.subjects.protocol import capabilities, rounding_of
+from harness.tensors import Inventory, Topology, require_sound, take_inventory, topology_of
 
 SHIPPED = Path(__file__).parent.parent / "cases" / "checkpoints" / "mpt-tiny-english"
 
@@ -70,6 +70,33 @@ def parse_config(raw: dict[str, Any], where: str) -> Any:
         raise BadInput(str(error), where=where) from error
 
 
+@dataclass(frozen=True)
+class Material:
+    """A checkpoint that can be judged on, with what its config demands."""
+
+    checkpoint: Checkpoint
+    config: Any
+    topology: Topology
+    inventory: Inventory
+
+
+def open_material(path: Path) -> Material:
+    """Open a checkpoint and require every tensor to be there, in shape, in type and finite.
+
+    Raises
+    ------
+    BadInput
+        If checkpoint or config cannot be used.
+    """
+    checkpoint = Checkpoint.open(path)
+    config = parse_config(checkpoint.config, str(path / "config.json"))
+    topology = topology_of(checkpoint.config)
+    inventory = take_inventory(topology, checkpoint)
+    require_sound(inventory, str(path))
+    check_finite(checkpoint)
+    return Material(checkpoint, config, topology, inventory)
+
+
 def check(request: Request, progress: Callable[[str], None] = lambda text: None) -> Report:
     """Judge one subject on one checkpoint.
 
@@ -82,12 +109,8 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
     """
     started = time.perf_counter()
     progress("reading the checkpoint")
-    checkpoint = Checkpoint.open(request.checkpoint)
-    config = parse_config(checkpoint.config, str(request.checkpoint / "config.json"))
-    topology = topology_of(checkpoint.config)
-    inventory = take_inventory(topology, checkpoint)
-    require_sound(inventory, str(request.checkpoint))
-    check_finite(checkpoint)
+    material = open_material(request.checkpoint)
+    checkpoint, config, topology = material.checkpoint, material.config, material.topology
     layers = _layers(request.layers, config.n_layers)
     fault = parse(request.fault, config.n_layers) if request.fault is not None else None
 
@@ -173,7 +196,7 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
             digest=checkpoint.digest,
             config=checkpoint.config,
             tensors=len(topology),
-            notes=_notes(config, inventory.aliases),
+            notes=_notes(config, material.inventory.aliases),
         ),
         compared=build.axes_record(axes),
         first_divergence=build.divergence_record(first_divergence(rows, failures, order)),
@@ -348,6 +371,3 @@ def _method(place: Place) -> str:
 def _flat_bias(row: Row, config: Any) -> bool:
     """Without ALiBi the bias is a constant by design, and judged as such."""
     return row.measurement.place.tap == "alibi" and not config.alibi
-
-
-__all__ = ["OPTIONAL_METHODS", "SHIPPED", "Request", "check", "parse_config", "reproduce"]

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from harness.checkpoint.dtypes import BY_NAME
 from harness.measure.statistics import Float
 from harness.subjects.protocol import Array
 
@@ -35,11 +37,10 @@ class AttentionShape:
     scale: float
     dtype: str
 
-
-def _dtype(name: str) -> np.dtype[np.generic]:
-    import ml_dtypes
-
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    @classmethod
+    def of(cls, config: Any, dtype: str) -> AttentionShape:
+        """Return the sizes of a config, parsed by either room."""
+        return cls(config.n_heads, config.kv_n_heads, config.head_dim, config.scale, dtype)
 
 
 def _log_probabilities(
@@ -48,7 +49,7 @@ def _log_probabilities(
     """Return log-probabilities ``(heads, query, key)`` of one-dimensional queries and keys."""
     length, dim = keys.shape[0], shape.head_dim
     batch = -(-length // dim)
-    dtype = _dtype(shape.dtype)
+    dtype = BY_NAME[shape.dtype].numpy
     q = np.zeros((batch, query_length, shape.n_heads, dim), dtype)
     q[..., 0] = queries.astype(dtype)
     k = np.zeros((batch, length, shape.kv_n_heads, dim), dtype)
@@ -96,7 +97,7 @@ def probe_bias(
     numpy.ndarray
         ``(heads, query, key)`` float64, relative to the query's own position; zero at later keys.
     """
-    dtype = _dtype(shape.dtype)
+    dtype = BY_NAME[shape.dtype].numpy
 
     def held(values: Float) -> Float:
         return values.astype(dtype).astype(np.float64)

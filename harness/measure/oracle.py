@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from harness.checkpoint.dtypes import BY_NAME
 from harness.measure.statistics import Float
 from harness.subjects.protocol import Array, Rounding
 
@@ -29,9 +30,7 @@ def flat(tensor: Any) -> Float:
 
 def stored(read: Read, dtype: str) -> Read:
     """Return ``read`` with every tensor rounded to ``dtype``, as a subject holds it."""
-    import ml_dtypes
-
-    target = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    target = BY_NAME[dtype].numpy
 
     def read_stored(name: str) -> Array:
         array = read(name)
@@ -205,9 +204,7 @@ class Oracle:
 
     def cast(self, tensor: Any) -> Array:
         """Return a golden stream in the storage dtype, as a subject receives it."""
-        import ml_dtypes
-
-        target = np.dtype(ml_dtypes.bfloat16) if self.storage == "bfloat16" else self.storage
+        target = BY_NAME[self.storage].numpy
         with np.errstate(over="ignore"):
             return np.asarray(tensor.detach().cpu().double().numpy()).astype(target)
 

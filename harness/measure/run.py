@@ -22,10 +22,9 @@ from harness.measure.taps import (
     block_widths,
     embed_widths,
     head_widths,
-    places,
     shapes,
 )
-from harness.subjects.calls import SubjectFailure, call_array, call_taps
+from harness.subjects.calls import SubjectFailure, call_array, call_bias, call_taps
 from harness.subjects.protocol import OPTIONAL_METHODS, Array, capabilities
 
 EXACT_TAPS = frozenset({"transformer.wte", "transformer.wpe"})
@@ -181,17 +180,31 @@ class Walk:
         chosen = layer in self.layers
         for stream in self.streams:
             judged = "block" in self.offers and chosen
-            golden = part.chain(self.oracle.golden, stream.golden)
-            orders = [
-                part.chain(order, hidden)
-                for order, hidden in zip(self.oracle.orders, stream.orders, strict=True)
-            ]
+            golden, orders = self._chained(part, stream)
             if judged:
                 yield from self._forced(layer, part, stream)
             if "block" in self.offers and self._runs(stream):
                 yield from self._free(layer, stream, golden, orders, judged)
             stream.golden = golden["output"]
             stream.orders = [order["output"] for order in orders]
+
+    def _chained(self, part: Part, stream: _Stream) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Carry golden and orders through one part, each from its own stream."""
+        golden = part.chain(self.oracle.golden, stream.golden)
+        orders = [
+            part.chain(order, hidden)
+            for order, hidden in zip(self.oracle.orders, stream.orders, strict=True)
+        ]
+        return golden, orders
+
+    def _chained_head(
+        self, part: Part, stream: _Stream
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Carry golden and orders through the head, and keep their logits."""
+        golden, orders = self._chained(part, stream)
+        stream.golden_logits = golden["logits"]
+        stream.order_logits = [order["logits"] for order in orders]
+        return golden, orders
 
     def _runs(self, stream: _Stream) -> bool:
         """Whether the free-running chain has got this far."""
@@ -274,13 +287,7 @@ class Walk:
         widths = head_widths(self.config)
         place = Place(None, "logits")
         for stream in self.streams:
-            golden = part.chain(self.oracle.golden, stream.golden)
-            orders = [
-                part.chain(order, hidden)
-                for order, hidden in zip(self.oracle.orders, stream.orders, strict=True)
-            ]
-            stream.golden_logits = golden["logits"]
-            stream.order_logits = [order["logits"] for order in orders]
+            golden, orders = self._chained_head(part, stream)
             if "head" not in self.offers:
                 continue
             given = self.oracle.cast(stream.golden)
@@ -310,28 +317,19 @@ class Walk:
             except SubjectFailure as failure:
                 yield Failure(place, stream.case.name, str(failure), failure.detail)
                 continue
-            name = stream.case.name
-            yield measure_tap(
-                "deployed",
-                place,
-                name,
-                logits,
-                stream.golden_logits,
-                stream.order_logits,
-                self.oracle.storage,
-            )
-            if stream.chained_logits is not None:
-                yield measure_difference(
-                    Place(None, "forward-chain"),
-                    name,
-                    logits,
-                    stream.chained_logits,
-                    stream.golden_logits,
-                    stream.order_logits,
-                )
-            summary = summarise_logits(name, ids, logits, stream.golden_logits, stream.order_logits)
-            if summary is not None:
-                yield summary
+            yield from self._logits(stream, logits, stream.chained_logits)
+
+    def _logits(self, stream: _Stream, logits: Array, chained: Array | None) -> Iterator[Event]:
+        """Judge deployed logits against the golden, and against the chain if there is one."""
+        name, golden, orders = stream.case.name, stream.golden_logits, stream.order_logits
+        place = Place(None, "logits")
+        yield measure_tap("deployed", place, name, logits, golden, orders, self.oracle.storage)
+        if chained is not None:
+            apart = Place(None, "forward-chain")
+            yield measure_difference(apart, name, logits, chained, golden, orders)
+        summary = summarise_logits(name, stream.case.ids, logits, golden, orders)
+        if summary is not None:
+            yield summary
 
     # -- alibi ---------------------------------------------------------------------------------
 
@@ -347,7 +345,9 @@ class Walk:
         config = self.config
         place = Place(None, "alibi")
         try:
-            observed = self._observed_bias(queries, keys) if given is None else given
+            observed = (
+                call_bias(self.subject, config.n_heads, queries, keys) if given is None else given
+            )
         except SubjectFailure as failure:
             yield Failure(place, name, str(failure), failure.detail)
             return
@@ -361,32 +361,12 @@ class Walk:
             observed.dtype.name,
         )
 
-    def _observed_bias(self, queries: int, keys: int) -> Array:
-        call = f"attention_bias({queries}, {keys})"
-        try:
-            result = np.asarray(self.subject.attention_bias(queries, keys))
-        except Exception as error:
-            import traceback
-
-            reason = f"raised {type(error).__name__}: {error}"
-            raise SubjectFailure(call, reason, traceback.format_exc()) from error
-        full = (self.config.n_heads, queries, keys)
-        try:
-            np.broadcast_to(result, full)
-        except ValueError as error:
-            raise SubjectFailure(
-                call, f"has shape {result.shape}, expected one that broadcasts to {full}"
-            ) from error
-        return result
-
     def _order_bias(self, order: Any, queries: int, keys: int) -> Any:
         from reference.alibi import slopes
         from reference.model import attend
 
         config = self.config
-        shape = AttentionShape(
-            config.n_heads, config.kv_n_heads, config.head_dim, config.scale, self.oracle.storage
-        )
+        shape = AttentionShape.of(config, self.oracle.storage)
         rates = slopes(config.n_heads, config.alibi_bias_max).numpy()
         rates = rates if config.alibi else np.zeros_like(rates)
 
@@ -406,21 +386,3 @@ def reference_bias(config: Any, queries: int, keys: int) -> Array:
     return np.asarray(
         alibi.bias(config.n_heads, config.alibi_bias_max, queries, keys).double().numpy()
     )
-
-
-def expected_places(config: Any, offers: frozenset[str], layers: frozenset[int]) -> set[Place]:
-    """Return the taps that a subject with these capabilities must be judged on."""
-    every = places(config, tuple(sorted(layers)))
-    wanted = set()
-    for place in every:
-        if place.layer is not None:
-            needed = "block"
-        elif place.tap in EXACT_TAPS:
-            needed = "embed"
-        elif place.tap == "alibi":
-            needed = "attention_bias"
-        else:
-            needed = "head"
-        if needed in offers or place.tap == "logits":
-            wanted.add(place)
-    return wanted

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from harness.measure.compare import measure_difference, measure_tap, summarise_logits
 from harness.measure.oracle import Part
 from harness.measure.records import Event, Failure, Skip
 from harness.measure.run import Walk, _Stream
@@ -89,13 +88,7 @@ class TraceWalk(Walk):
         widths = head_widths(self.config)
         place = Place(None, "logits")
         for stream in self.streams:
-            golden = part.chain(self.oracle.golden, stream.golden)
-            orders = [
-                part.chain(order, hidden)
-                for order, hidden in zip(self.oracle.orders, stream.orders, strict=True)
-            ]
-            stream.golden_logits = golden["logits"]
-            stream.order_logits = [order["logits"] for order in orders]
+            golden, orders = self._chained_head(part, stream)
             for result in self._taps(place, stream, "head", (), widths):
                 if not isinstance(result, dict):
                     yield result
@@ -122,15 +115,7 @@ class TraceWalk(Walk):
                 reason = f"{DEPLOYED} has shape {logits.shape}, expected {expected}"
                 yield Failure(place, name, reason, "")
                 continue
-            golden, orders = stream.golden_logits, stream.order_logits
-            yield measure_tap("deployed", place, name, logits, golden, orders, self.oracle.storage)
-            if chained is not None and logits is not chained:
-                yield measure_difference(
-                    Place(None, "forward-chain"), name, logits, chained, golden, orders
-                )
-            summary = summarise_logits(name, stream.case.ids, logits, golden, orders)
-            if summary is not None:
-                yield summary
+            yield from self._logits(stream, logits, None if logits is chained else chained)
 
     def _alibi(self) -> Iterator[Event]:
         for stream in self.streams:

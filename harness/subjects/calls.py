@@ -91,3 +91,21 @@ def call_taps(
     if missing:
         raise SubjectFailure(call, f"promised taps are missing: {', '.join(missing)}")
     return {name: _array(call, name, result[name], shape) for name, shape in shapes.items()}
+
+
+def call_bias(subject: Any, n_heads: int, queries: int, keys: int) -> Array:
+    """Return a subject's attention bias, with its shape checked but as narrow as it came.
+
+    Raises
+    ------
+    SubjectFailure
+        If the call raises, or the result does not broadcast to ``(n_heads, queries, keys)``.
+    """
+    call, full = f"attention_bias({queries}, {keys})", (n_heads, queries, keys)
+    result = np.asarray(_call(call, subject.attention_bias, queries, keys))
+    try:
+        np.broadcast_to(result, full)
+    except ValueError as error:
+        reason = f"has shape {result.shape}, expected one that broadcasts to {full}"
+        raise SubjectFailure(call, reason) from error
+    return result

@@ -96,9 +96,7 @@ class RelaxSubject:
         from relax_impl import alibi
 
         config = self._config
-        shape = AttentionShape(
-            config.n_heads, config.kv_n_heads, config.head_dim, config.scale, self.dtype
-        )
+        shape = AttentionShape.of(config, self.dtype)
         rates = np.asarray(alibi.slopes(config), np.float64)
         return probe_bias(self._model.attend, shape, rates, query_length, key_length)
 
