@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from harness.checkpoint.reader import Checkpoint
 from harness.judge.factors import Factors
-from harness.judge.limits import floor, usable
+from harness.judge.limits import base
 from harness.measure.oracle import Oracle, stored
 from harness.measure.records import Failure, Measurement
 from harness.measure.run import Case, Walk
@@ -31,6 +33,7 @@ ALPHA = 1e-6
 # The worst of n healthy runs is exceeded by the next one with probability 1/(n+1); the headroom
 # carries the limit beyond the tail that a few hundred runs can show.
 HEADROOM = 1.5
+CHAINED = ("free-running", "deployed")
 MODES = ("alibi", "local", "teacher-forced", "free-running", "deployed")
 
 
@@ -50,7 +53,7 @@ class OrderSubject(TorchParts):
 def random_config(rng: np.random.Generator) -> dict[str, Any]:
     """Return a small config with features drawn at random, in the original's field names."""
     heads = int(rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 12]))
-    head_dim = int(rng.choice([4, 8, 16, 20]))
+    head_dim = int(rng.choice([1, 4, 8, 16, 20]))
     divisors = [n for n in range(1, heads + 1) if heads % n == 0]
     kv_heads = int(rng.choice(divisors))
     alibi = bool(rng.random() < 0.85)
@@ -70,7 +73,7 @@ def random_config(rng: np.random.Generator) -> dict[str, Any]:
         "n_heads": heads,
         "n_layers": int(rng.integers(1, 4)),
         "expansion_ratio": int(rng.choice([1, 2, 3, 4])),
-        "max_seq_len": 256,
+        "max_seq_len": int(rng.choice([8, 48, 96, 256])),
         "vocab_size": int(rng.choice([61, 97, 256, 509])),
         "no_bias": bool(rng.random() < 0.7),
         "learned_pos_emb": True,
@@ -83,9 +86,16 @@ def random_config(rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def random_cases(rng: np.random.Generator, vocab_size: int) -> tuple[Case, ...]:
+def random_cases(
+    rng: np.random.Generator, vocab_size: int, max_seq_len: int = 256
+) -> tuple[Case, ...]:
     """Return three inputs: one token, one odd length, and a batch."""
-    shapes = ((1, 1), (1, int(rng.integers(2, 90))), (2, int(rng.integers(2, 40))))
+    longest, wide = min(90, max_seq_len), min(40, max_seq_len)
+    shapes = (
+        (1, 1),
+        (1, int(rng.integers(2, longest + 1))),
+        (2, int(rng.integers(2, wide + 1))),
+    )
     return tuple(
         Case(f"{rows}x{length}", rng.integers(0, vocab_size, (rows, length)).astype(np.int32))
         for rows, length in shapes
@@ -127,7 +137,7 @@ def healthy_runs(
             make_checkpoint(path, raw, seed=seed, dtype="bfloat16")
             opened = Checkpoint.open(path)
             config = MPTConfig.from_dict(raw)
-            cases = random_cases(rng, config.vocab_size)
+            cases = random_cases(rng, config.vocab_size, config.max_seq_len)
             for dtype in dtypes:
                 for subject in subjects(path, dtype):
                     oracle = Oracle(
@@ -164,14 +174,41 @@ def calibration_subjects(path: Path, dtype: str) -> Iterator[Any]:
 
 
 def unit_ratio(measurement: Measurement, statistic: str) -> float:
-    """Return a statistic over the worst order or its floor: the factor that would just pass it."""
-    orders = usable(measurement.orders)
-    worst = max((order.get(statistic) for order in orders), default=math.nan)
-    least = floor(statistic, measurement.rows, measurement.columns, ALPHA)
-    return measurement.observed.get(statistic) / max(worst, least)
+    """Return a statistic over its limit with a factor of one: the factor that would just pass."""
+    return measurement.observed.get(statistic) / base(measurement, statistic, ALPHA)
 
 
-def calibrate(seeds: range, progress: Callable[[str], None]) -> Factors:
+@dataclass(frozen=True)
+class Extreme:
+    """The largest healthy ratio of one cell, and the run that showed it."""
+
+    ratio: float
+    where: str
+
+
+Cell = tuple[str, str, str]
+"""Mode, storage dtype and statistic."""
+
+
+def extremes(seed: int) -> tuple[int, dict[Cell, Extreme]]:
+    """Judge the healthy subjects of one seed; return the number of runs and the worst ratios."""
+    worst: dict[Cell, Extreme] = {}
+    runs = 0
+    for run in healthy_runs(range(seed, seed + 1), calibration_subjects, STORAGE_DTYPES):
+        runs += 1
+        for measured in run.measurements:
+            if measured.exact:
+                continue
+            for statistic in STATISTICS:
+                ratio = unit_ratio(measured, statistic)
+                cell = (measured.mode, run.dtype, statistic)
+                if cell not in worst or not ratio <= worst[cell].ratio:
+                    place = f"{measured.place.path}, {measured.prompt}"
+                    worst[cell] = Extreme(ratio, f"seed {run.seed}, {run.subject}, {place}")
+    return runs, worst
+
+
+def calibrate(seeds: range, progress: Callable[[str], None], processes: int = 1) -> Factors:
     """Return factors with their evidence.
 
     Parameters
@@ -179,39 +216,56 @@ def calibrate(seeds: range, progress: Callable[[str], None]) -> Factors:
     seeds
         Seeds of the random checkpoints.
     progress
-        Called with a sentence after each run.
+        Called with a sentence after each seed.
+    processes
+        Seeds judged at once; the result does not depend on it.
+
+    Raises
+    ------
+    RuntimeError
+        If a healthy subject fails, or shows no finite error in some cell.
     """
-    worst: dict[str, dict[str, dict[str, float]]] = {
-        mode: {dtype: dict.fromkeys(STATISTICS, 0.0) for dtype in STORAGE_DTYPES} for mode in MODES
-    }
-    where: dict[str, str] = {}
+    worst: dict[Cell, Extreme] = {}
     runs = 0
-    for run in healthy_runs(seeds, calibration_subjects, STORAGE_DTYPES):
-        runs += 1
-        for measured in run.measurements:
-            if measured.exact:
-                continue
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        for seed, (count, found) in zip(seeds, pool.map(extremes, seeds), strict=True):
+            runs += count
+            for cell, extreme in found.items():
+                if cell not in worst or not extreme.ratio <= worst[cell].ratio:
+                    worst[cell] = extreme
+            progress(f"seed {seed}: {count} healthy runs")
+    return to_factors(worst, runs, seeds)
+
+
+def to_factors(worst: Mapping[Cell, Extreme], runs: int, seeds: range) -> Factors:
+    """Turn the worst healthy ratios into factors.
+
+    Free-running taps and deployed logits see the same chained error, so that they share the larger
+    factor of the two.
+    """
+    ratios: dict[str, dict[str, dict[str, float]]] = {}
+    for mode in MODES:
+        for dtype in STORAGE_DTYPES:
             for statistic in STATISTICS:
-                ratio = unit_ratio(measured, statistic)
-                cell = worst[measured.mode][run.dtype]
-                if ratio > cell[statistic]:
-                    cell[statistic] = ratio
-                    key = f"{measured.mode}/{run.dtype}/{statistic}"
-                    where[key] = f"seed {run.seed}, {run.subject}, {measured.place.path}"
-        progress(f"seed {run.seed}: {run.subject} {run.dtype}")
+                shared = CHAINED if mode in CHAINED else (mode,)
+                ratio = max(worst[other, dtype, statistic].ratio for other in shared)
+                if not math.isfinite(ratio):
+                    where = worst[mode, dtype, statistic].where
+                    raise RuntimeError(f"{mode}/{dtype}/{statistic}: no finite ratio: {where}")
+                ratios.setdefault(mode, {}).setdefault(dtype, {})[statistic] = ratio
     factors = {
         mode: {
             dtype: {name: HEADROOM * max(1.0, ratio) for name, ratio in cell.items()}
             for dtype, cell in by_dtype.items()
         }
-        for mode, by_dtype in worst.items()
+        for mode, by_dtype in ratios.items()
     }
     record = {
         "runs": runs,
         "seeds": [seeds.start, seeds.stop],
         "headroom": HEADROOM,
-        "worst_healthy_ratio": worst,
-        "worst_healthy_run": where,
+        "worst_healthy_ratio": ratios,
+        "worst_healthy_run": {"/".join(cell): worst[cell].where for cell in sorted(worst)},
         "command": f"mpt-conform calibrate --seeds {seeds.start}:{seeds.stop}",
     }
     return Factors(ALPHA, factors, record)

@@ -288,7 +288,8 @@ def faults() -> None:
 @app.command()
 def calibrate(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where the factors are written.")],
-    seeds: Annotated[str, typer.Option(help="FIRST:LAST, each a random checkpoint.")] = "0:40",
+    seeds: Annotated[str, typer.Option(help="FIRST:LAST, each a random checkpoint.")] = "0:120",
+    processes: Annotated[int, typer.Option(min=1, help="Seeds judged at once.")] = 1,
 ) -> None:
     """Measure how far healthy implementations lie beyond the legitimate orders."""
     from harness.calibrate import calibrate as run
@@ -297,7 +298,8 @@ def calibrate(
     first, colon, last = seeds.partition(":")
     if not colon or not first.isdigit() or not last.isdigit() or int(first) >= int(last):
         raise BadInput("cannot be read", where="--seeds", expected="FIRST:LAST", found=repr(seeds))
-    factors = run(range(int(first), int(last)), lambda text: typer.echo(text, err=True))
+    chosen = range(int(first), int(last))
+    factors = run(chosen, lambda text: typer.echo(text, err=True), processes)
     write_whole(output, to_json(factors))
 
 

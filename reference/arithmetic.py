@@ -101,6 +101,8 @@ def gelu(x: Tensor, order: Order) -> Tensor:
         return (0.5 * x) * (1 + torch.erf(half * x))
     if order.gelu == "half_last":
         return x * (0.5 + 0.5 * torch.erf(half * x))
+    if order.gelu == "storage" and order.storage is not None and order.activation == "storage":
+        return functional.gelu(x.to(DTYPES[order.storage])).to(x.dtype)
     return functional.gelu(x)
 
 

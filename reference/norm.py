@@ -31,8 +31,8 @@ def norm(
     Tensor
         As `x`, rounded to storage.
     """
-    centred, variance = _rms(x, order) if rms else _layer(x, order)
-    value = centred * torch.rsqrt(variance + epsilon)
+    mean, variance = _rms(x, order) if rms else _layer(x, order)
+    value = _normalised(x, mean, torch.rsqrt(variance + epsilon), order)
     if order.norm.round_normalised:
         value = rounded(value, order)
     value = value * weight.to(x.dtype)
@@ -43,22 +43,32 @@ def norm(
     return rounded(value, order)
 
 
-def _rms(x: Tensor, order: Order) -> tuple[Tensor, Tensor]:
-    return x, sum_last(x * x, order) / x.shape[-1]
+def _normalised(x: Tensor, mean: Tensor | None, rate: Tensor, order: Order) -> Tensor:
+    if mean is None:
+        return x * rate
+    if order.norm.affine:
+        # A fused multiply-add: the product is exact, the sum is rounded once.
+        shift = -(mean * rate)
+        return (x.double() * rate.double() + shift.double()).to(x.dtype)
+    return (x - mean) * rate
+
+
+def _rms(x: Tensor, order: Order) -> tuple[None, Tensor]:
+    return None, sum_last(x * x, order) / x.shape[-1]
 
 
 def _layer(x: Tensor, order: Order) -> tuple[Tensor, Tensor]:
+    """Return mean and biased variance."""
     width = x.shape[-1]
     if order.norm.variance == "welford":
-        mean, variance = _welford(x)
-        return x - mean, variance
+        return _welford(x)
     mean = sum_last(x, order) / width
-    centred = x - mean
     if order.norm.variance == "two_pass":
-        return centred, sum_last(centred * centred, order) / width
+        centred = x - mean
+        return mean, sum_last(centred * centred, order) / width
     # Cancels if the mean is large against the spread; a negative difference is rounding.
     variance = sum_last(x * x, order) / width - mean * mean
-    return centred, variance.clamp(min=0)
+    return mean, variance.clamp(min=0)
 
 
 def _welford(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -49,10 +49,14 @@ class Norm:
     round_normalised
         The normalised value is rounded to storage before the weight is applied to it, and the
         product before the bias, as topi and some CUDA kernels do.
+    affine
+        ``x * r + (-mean * r)`` with one rounding after the product and the sum, as torch's kernel
+        does, instead of ``(x - mean) * r``. It cancels where a row is nearly constant.
     """
 
     variance: Literal["two_pass", "one_pass", "welford"] = "two_pass"
     round_normalised: bool = False
+    affine: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,9 @@ class Order:
     anchor
         Where ALiBi counts from: see `reference.alibi.distances`.
     gelu
-        Formula: torch's own, or one of two compositions with erf.
+        Formula: torch's own in `compute`, one of two compositions with erf, or ``"storage"``:
+        torch's own kernel for the storage dtype, which approximates differently. The last needs a
+        rounded argument; where the activation is fused it is torch's own in `compute`.
     native
         Evaluate with torch operations in the storage dtype itself, in the original's order. All
         fields about rounding and grouping are then descriptions, not instructions.
@@ -114,7 +120,7 @@ class Order:
     epilogue: Literal["fused", "separate"] = "fused"
     scale_on: Literal["scores", "queries"] = "scores"
     anchor: Literal["query", "last_key"] = "query"
-    gelu: Literal["torch", "half_first", "half_last"] = "torch"
+    gelu: Literal["torch", "half_first", "half_last", "storage"] = "torch"
     native: bool = False
 
     def __post_init__(self) -> None:
@@ -145,7 +151,7 @@ def ORIGINAL(storage: StorageName) -> Order:
 
 _CALIBRATED = (
     # With a narrow accumulator this is the naive loop, rounded after every term from first to last.
-    Order("plain", anchor="last_key", step=1),
+    Order("plain", anchor="last_key", step=1, gelu="storage"),
     Order(
         "split",
         sum=Sum("split", 4),
@@ -154,7 +160,13 @@ _CALIBRATED = (
         anchor="last_key",
         gelu="half_first",
     ),
-    Order("chunks", sum=Sum("chunks", 32), scale_on="queries", gelu="half_last"),
+    Order(
+        "chunks",
+        sum=Sum("chunks", 32),
+        norm=Norm(affine=True),
+        scale_on="queries",
+        gelu="half_last",
+    ),
     Order(
         "online",
         sum=Sum("split", 3, "reversed"),

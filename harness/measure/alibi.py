@@ -2,10 +2,9 @@
 
 With one-hot values an attention returns its own probabilities, and log-ratios of probabilities are
 differences of scores. With queries and keys of zero those are differences of the bias. Far from the
-query the bias would make probabilities vanish, so there ``q.k`` is chosen to cancel the expected
-bias; what is left over, with the known ``q.k`` taken off again, is the bias. The scale that the
-attention really applies to ``q.k`` is measured first, so that a wrong scale is not read as a wrong
-bias.
+query the bias would make probabilities vanish. There a window of keys at a time gets the same large
+``q.k``: the others vanish instead, and within the window the log-ratios are again differences of
+the bias alone, whatever the scale is. Windows that share a key make a chain.
 """
 
 from __future__ import annotations
@@ -25,6 +24,13 @@ Attend = Callable[[Array, Array, Array], Array]
 # Probabilities this many nats below the nearest key's stay normal numbers in float16: a head whose
 # bias falls by 1 nat in 256 keys still gives 1/256 * exp(-3) = 1.9e-4 > 6.1e-5.
 _NEAR = 3.0
+# What is outside a window shares exp(-8) at most for every key as near as the window's nearest.
+_MARGIN = 8.0
+# What the nominal scale would give a lifted key, in nats; the least serves a scale 64 times that.
+_LIFTS = (2.0, 0.25, 2.0**-5)
+# A scale this far from the nominal one is no rounding of it in any storage dtype: bfloat16 keeps
+# probabilities to 2^-9, so that 2 nats are measured to 0.4 %.
+_FOREIGN = 0.1
 
 
 @dataclass(frozen=True)
@@ -44,26 +50,53 @@ class AttentionShape:
 
 
 def _log_probabilities(
-    attend: Attend, shape: AttentionShape, queries: Float, keys: Float, query_length: int
-) -> Float:
-    """Return log-probabilities ``(heads, query, key)`` of one-dimensional queries and keys."""
-    length, dim = keys.shape[0], shape.head_dim
-    batch = -(-length // dim)
+    attend: Attend,
+    shape: AttentionShape,
+    queries: Float,
+    keys: Float,
+    query_length: int,
+    wanted: list[list[int]],
+) -> list[Float]:
+    """Return log-probabilities of chosen keys for several rows of keys at once.
+
+    Parameters
+    ----------
+    queries
+        First component of every query, ``(heads,)``; the others are zero.
+    keys
+        First component of the keys, ``(rows, key)``.
+    wanted
+        For each row the positions whose probabilities are asked for.
+
+    Returns
+    -------
+    list of numpy.ndarray
+        For each row ``(heads, query, wanted)``.
+    """
+    length, dim = keys.shape[1], shape.head_dim
     dtype = BY_NAME[shape.dtype].numpy
-    q = np.zeros((batch, query_length, shape.n_heads, dim), dtype)
+    # A row of the batch shows as many probabilities as a head has components.
+    pieces = [
+        (row, asked[at : at + dim])
+        for row, asked in enumerate(wanted)
+        for at in range(0, len(asked), dim)
+    ]
+    q = np.zeros((len(pieces), query_length, shape.n_heads, dim), dtype)
     q[..., 0] = queries.astype(dtype)
-    k = np.zeros((batch, length, shape.kv_n_heads, dim), dtype)
-    k[..., 0] = keys.astype(dtype)[None, :, None]
-    v = np.zeros((batch, length, shape.kv_n_heads, dim), dtype)
-    for index in range(length):
-        v[index // dim, index, :, index % dim] = 1
+    k = np.zeros((len(pieces), length, shape.kv_n_heads, dim), dtype)
+    v = np.zeros((len(pieces), length, shape.kv_n_heads, dim), dtype)
+    for index, (row, asked) in enumerate(pieces):
+        k[index, :, :, 0] = keys[row].astype(dtype)[:, None]
+        for component, key in enumerate(asked):
+            v[index, key, :, component] = 1
     context = np.asarray(attend(q, k, v)).astype(np.float64)
-    context = context.reshape(batch, query_length, shape.n_heads, dim)
-    rows = context.transpose(2, 1, 0, 3).reshape(shape.n_heads, query_length, batch * dim)
+    context = context.reshape(len(pieces), query_length, shape.n_heads, dim).transpose(0, 2, 1, 3)
     # An underflow is an error of unknown size; the smallest double keeps it finite and enormous.
-    floor = np.finfo(np.float64).tiny
-    result: Float = np.log(np.maximum(rows[..., :length], floor))
-    return result
+    logs = np.log(np.maximum(context, np.finfo(np.float64).tiny))
+    found: list[list[Float]] = [[] for _ in wanted]
+    for index, (row, asked) in enumerate(pieces):
+        found[row].append(logs[index, :, :, : len(asked)])
+    return [np.concatenate(parts, axis=-1) for parts in found]
 
 
 def from_diagonal(table: Float) -> Float:
@@ -89,45 +122,115 @@ def probe_bias(
     shape
         Sizes, nominal scale and storage dtype of the probe's arrays.
     slopes
-        Expected fall of the bias per key, ``(heads,)``; a guess that only serves to cancel. Any
-        value gives the right answer as long as no probability underflows.
+        Expected fall of the bias per key, ``(heads,)``; a guess that only serves to choose windows.
+        Any value gives the right answer as long as no probability underflows.
 
     Returns
     -------
     numpy.ndarray
         ``(heads, query, key)`` float64, relative to the query's own position; zero at later keys.
     """
+    nothing = np.zeros((1, key_length))
+    every = [list(range(key_length))]
+    quiet = _log_probabilities(
+        attend, shape, np.zeros(shape.n_heads), nothing, query_length, every
+    )[0]
+    if query_length > 1 and _sees_the_future(quiet):
+        # Later keys take probability from all others until they underflow. That is a fault of the
+        # mask; the bias shows where there is no later key.
+        return _one_query_at_a_time(attend, shape, slopes, query_length, key_length)
+    result = from_diagonal(quiet)
+    distance = _query_distance(query_length, key_length)
+    far = [head for head in range(shape.n_heads) if slopes[head] * distance.max() > _NEAR]
+    if not far:
+        return result
+    scale = _scale_in_force(attend, shape, result, query_length, key_length)
+    lift = (float(slopes.max()) * key_length + _MARGIN) / scale
+    widths = {head: _width(float(slopes[head]), key_length) for head in far}
+    for width in sorted(set(widths.values())):
+        chain = _chain(attend, shape, lift, query_length, key_length, width)
+        for head in (head for head in far if widths[head] == width):
+            for row in range(query_length):
+                near = np.flatnonzero(
+                    (slopes[head] * distance[row] <= _NEAR) & (distance[row] >= 0)
+                )
+                edge = int(near[0])
+                steps = chain[head, row, :edge] - chain[head, row, edge]
+                result[head, row, :edge] = result[head, row, edge] + steps
+    return result
+
+
+def _width(slope: float, key_length: int) -> int:
+    """Return how many keys a window spans: a power of four, so that heads share windows."""
+    widest = min(_NEAR / slope, key_length - 1.0)
+    return int(4 ** max(0.0, np.floor(np.log2(max(widest, 1.0)) / 2)))
+
+
+def _chain(
+    attend: Attend,
+    shape: AttentionShape,
+    lift: Float,
+    query_length: int,
+    key_length: int,
+    width: int,
+) -> Float:
+    """Measure the bias from window to window, ``(heads, query, key)``, relative to the first key.
+
+    Keys after the query hold nothing that can be used.
+    """
+    starts = range(0, key_length - 1, width)
+    windows = [list(range(at, min(at + width, key_length - 1) + 1)) for at in starts]
+    keys = np.zeros((len(windows), key_length))
+    for row, window in enumerate(windows):
+        keys[row, window] = 1.0
+    logs = _log_probabilities(attend, shape, lift, keys, query_length, windows)
+    result = np.zeros((shape.n_heads, query_length, key_length))
+    for window, found in zip(windows, logs, strict=True):
+        first = result[..., window[0], None]
+        result[..., window[1:]] = first + found[..., 1:] - found[..., :1]
+    return result
+
+
+def _scale_in_force(
+    attend: Attend, shape: AttentionShape, natural: Float, query_length: int, key_length: int
+) -> Float:
+    """Return the factor on ``q.k``, ``(heads,)``: the nominal one unless another is in force.
+
+    One key before the last gets ``q.k`` of 2 nats by the nominal scale, and what comes of it is the
+    scale. Under a larger one the own key begins to underflow, and less is lifted.
+    """
     dtype = BY_NAME[shape.dtype].numpy
+    lifted = np.zeros((1, key_length))
+    lifted[0, -2] = 1.0
+    pair = [[key_length - 2, key_length - 1]]
+    result = np.full(shape.n_heads, np.nan)
+    for nats in _LIFTS:
+        unit = np.full(shape.n_heads, nats / shape.scale).astype(dtype).astype(np.float64)
+        logs = _log_probabilities(attend, shape, unit, lifted, query_length, pair)[0]
+        gain = logs[:, -1, 0] - logs[:, -1, 1] - natural[:, -1, -2]
+        result = np.where(np.isnan(result) & (np.abs(gain) <= 2 * _LIFTS[0]), gain / unit, result)
+        if not np.isnan(result).any():
+            break
+    # A scale that cannot be seen, or grows with no bound, is left to the taps of the attention.
+    foreign = (np.abs(result / shape.scale - 1.0) > _FOREIGN) & (result > 0)
+    filled: Float = np.where(foreign, result, shape.scale)
+    return filled
 
-    def held(values: Float) -> Float:
-        return values.astype(dtype).astype(np.float64)
 
-    heads = shape.n_heads
-    nothing = np.zeros(key_length)
-    natural = from_diagonal(
-        _log_probabilities(attend, shape, np.zeros(heads), nothing, query_length)
-    )
-    if key_length < 2:
-        return natural
-    distance = np.arange(key_length - 1, -1, -1).astype(np.float64)
+def _sees_the_future(table: Float) -> bool:
+    """Return whether a key after its query has any probability at all."""
+    queries, keys = table.shape[-2:]
+    later = np.arange(keys)[None, :] > np.arange(keys - queries, keys)[:, None]
+    return bool((table[:, later] > np.log(np.finfo(np.float64).tiny)).any())
 
-    # One key before the last gets q.k = 2 nats: what comes of it is the scale in force.
-    unit = held(np.full(heads, 2.0 / shape.scale))
-    lifted = nothing.copy()
-    lifted[-2] = 1.0
-    answer = from_diagonal(_log_probabilities(attend, shape, unit, lifted, query_length))
-    scale = (answer[:, -1, -2] - natural[:, -1, -2]) / unit
 
-    # A power of two keeps the keys' integers exact and inside the range of float16.
-    step = 2.0 ** np.ceil(np.log2(max(key_length / 1024.0, 1.0)))
-    queries = held(slopes / shape.scale * step)
-    keys = held(distance / step)
-    cancelled = _log_probabilities(attend, shape, queries, keys, query_length)
-    known = (scale * queries)[:, None, None] * keys[None, None, :]
-    far = from_diagonal(cancelled - known)
-
-    near = slopes[:, None, None] * _query_distance(query_length, key_length)[None] <= _NEAR
-    result: Float = np.where(near, natural, far)
+def _one_query_at_a_time(
+    attend: Attend, shape: AttentionShape, slopes: Float, query_length: int, key_length: int
+) -> Float:
+    result = np.zeros((shape.n_heads, query_length, key_length))
+    for row in range(query_length):
+        seen = key_length - query_length + row + 1
+        result[:, row, :seen] = probe_bias(attend, shape, slopes, 1, seen)[:, 0]
     return result
 
 

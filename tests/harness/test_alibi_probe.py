@@ -62,14 +62,14 @@ class Attention:
 def bound(slopes: Array, keys: int) -> float:
     """How far a float64 measurement may lie from the truth.
 
-    With M the largest bias and every cancelling score below 2 M: a score takes 4 roundings of
-    numbers below 2 M + 4, exp adds its argument's error and one rounding, the sum ``keys`` more,
-    quotient and logarithm 2. The scale comes from one such measurement divided by 2 nats, and
-    multiplies at most 2 M. Twice all of that, for a value is the difference of two.
+    With M the largest bias every lifted score is below 2 M + 8: it takes 4 roundings of numbers of
+    that size, exp adds its argument's error and one rounding, the sum ``keys`` more, quotient and
+    logarithm 2. Twice that, for a value is the difference of two; and a chain adds one such value
+    for every window, at most one for each key.
     """
     largest = float(np.abs(slopes).max()) * keys
-    one = EPS * (4 * (2 * largest + 4) + keys + 3 + 2 * largest)
-    return 2 * (one + one / 2 * 2 * largest)
+    one = EPS * (4 * (2 * largest + 8) + keys + 3 + 2 * largest)
+    return 2 * keys * one
 
 
 LENGTHS = [(1, 1), (1, 2), (2, 2), (1, 512), (5, 512), (40, 40), (3, 257)]
@@ -215,3 +215,36 @@ def test_alibi_whose_probabilities_underflow_is_far_off_but_finite() -> None:
     found = probe_bias(Attention(slopes, 1, 0.5), shape, np.zeros(1), 1, 400)
     assert np.isfinite(found).all()
     assert found.min() < math.log(np.finfo(np.float64).tiny) + 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("factor", [1 / 64, 0.25, 4.0, 8.0, 64.0])
+def test_a_wrong_scale_is_not_read_as_a_wrong_alibi(dtype: str, factor: float) -> None:
+    """Whoever forgets the scale, applies it twice or takes another width's has a sound bias."""
+    held = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
+    slopes = reference_slopes(12, 8).numpy()
+    attention = Attention(slopes, 12, 0.25 * factor, compute=np.float32, returns=held)
+    assert not judged(attention, 12, 256, dtype)
+
+
+class SeeingTheFuture(Attention):
+    """No causal mask: later keys take part, with a bias that grows."""
+
+    def __call__(self, q: Array, k: Array, v: Array) -> Array:
+        self.calls += 1
+        queries, keys = q.shape[1], k.shape[1]
+        q, k, v = (x.astype(np.float32).transpose(0, 2, 1, 3) for x in (q, k, v))
+        away = np.arange(keys - queries, keys)[:, None] - np.arange(keys)[None, :]
+        scores = q @ k.swapaxes(2, 3) * np.float32(self.scale)
+        scores = scores - self.slopes.astype(np.float32)[:, None, None] * away.astype(np.float32)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        context = weights @ v / weights.sum(-1, keepdims=True)
+        return context.transpose(0, 2, 1, 3).astype(self.returns)
+
+
+def test_a_missing_mask_is_not_read_as_a_wrong_alibi() -> None:
+    slopes = reference_slopes(12, 8).numpy()
+    attention = SeeingTheFuture(slopes, 12, 0.25, returns=np.float16)
+    assert not judged(attention, 12, 256, "float16")
+    wrong = SeeingTheFuture(slopes**2, 12, 0.25, returns=np.float16)
+    assert judged(wrong, 12, 256, "float16")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from harness.calibrate import MODES
 from harness.errors import ConformanceError
 from harness.judge.factors import Factors, shipped
-from harness.judge.limits import floor, limits, usable
+from harness.judge.limits import floor, limits, scarcity, usable
 from harness.judge.verdict import judge
 from harness.measure.records import Measurement
 from harness.measure.statistics import STATISTICS, Statistics
@@ -146,3 +147,24 @@ def test_the_shipped_factors_cover_everything_that_is_measured() -> None:
             for name in STATISTICS:
                 # Below 1 the legitimate order that made the limit would be flagged itself.
                 assert 1 <= table.get(mode, dtype, name) < math.inf
+
+
+@pytest.mark.parametrize("draws", [1, 2, 5, 12])
+def test_few_draws_are_allowed_for_as_derived(draws: int) -> None:
+    """The worst of n uniform draws, widened by the scarcity, is exceeded with probability alpha."""
+    alpha, trials = 0.01, 200_000
+    sample = np.random.default_rng(draws).random((trials, draws + 1))
+    few = measured(same(1.0), *[same(1.0)] * draws, mode="free-running", rows=1)
+    widened = scarcity(few, alpha) * sample[:, :draws].max(axis=1)
+    exceeded = (sample[:, draws] > widened).mean()
+    # Six standard deviations of a binomial share.
+    assert abs(exceeded - alpha) <= 6 * math.sqrt(alpha * (1 - alpha) / trials)
+
+
+def test_many_draws_and_local_roundings_are_not_widened() -> None:
+    assert scarcity(measured(same(1.0), same(1.0), rows=1), 1e-6) == 1.0
+    five = measured(same(1.0), *[same(1.0)] * 5, mode="deployed")
+    wide = [scarcity(replace(five, rows=n), 1e-6) for n in (1, 20, 800)]
+    assert wide == sorted(wide, reverse=True)
+    # (n + 1) ** (-1 / n) alone is above 0.99 there, so that the rest is alpha's share.
+    assert wide[2] <= 1e-6 ** (-1 / 4000)

@@ -42,11 +42,14 @@ def test_golden_is_the_definition(rms: bool) -> None:
 
 @pytest.mark.parametrize("rms", [False, True])
 @pytest.mark.parametrize("plan", [Sum(), Sum("chunks", 16), Sum("tree", 8, "shuffled")], ids=str)
+@pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("variance", VARIANTS)
-def test_every_variant_keeps_the_derived_bound(variance: Any, plan: Sum, rms: bool) -> None:
+def test_every_variant_keeps_the_derived_bound(
+    variance: Any, affine: bool, plan: Sum, rms: bool
+) -> None:
     x, weight, bias = arguments()
     expected = definition(x, weight, bias, 1e-5, rms)
-    order = Order("any", sum=plan, norm=Norm(variance))
+    order = Order("any", sum=plan, norm=Norm(variance, affine=affine))
     found = norm(x, weight, None if rms else bias, 1e-5, order, rms=rms).double().numpy()
     assert np.abs(found - expected).max() <= limit(x, weight, bias, UNIT, rms)
 
@@ -107,3 +110,14 @@ def test_welford_merges_pieces_of_any_length(width: int) -> None:
     # Few terms below 33: their sums of squares are exact but for 1/n; some roundings of numbers
     # below 2 are left.
     assert (found - expected).abs().max() <= 32 * 2.0**-53
+
+
+def test_one_channel_is_its_own_mean_except_in_the_affine_form() -> None:
+    """x r - mean r keeps the rounding of mean r, less than half a unit in its last place."""
+    x = torch.tensor([[0.3], [-1.7], [200.0]])
+    one, none = torch.ones(1), torch.zeros(1)
+    centred = norm(x, one, none, 1e-5, Order("centred"), rms=False)
+    affine = norm(x, one, none, 1e-5, Order("affine", norm=Norm(affine=True)), rms=False)
+    assert (centred == 0).all()
+    assert (affine != 0).any()
+    assert (affine.abs() <= UNIT * (x * 1e-5**-0.5).abs() * (1 + 4 * UNIT)).all()
