@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.checkpoint.finite import check_finite
 from harness.checkpoint.reader import Checkpoint
+from harness.diagnose.stage import Inquiry, diagnose
 from harness.environment import environment
 from harness.errors import BadInput
 from harness.faults.library import parse
@@ -49,6 +50,7 @@ class Request:
     layers: frozenset[int] | None = None
     max_tokens: int | None = None
     device: str = "cpu"
+    diagnose: bool = True
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Any:
@@ -179,6 +181,21 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
     elif verdict == "not-proven":
         gaps = [axis.name for axis in axes if not axis.complete]
         reason = f"compared less than expected: {', '.join(gaps)}"
+    first = first_divergence(rows, failures, order)
+    diagnosis = None
+    if verdict == "diverges" and first is not None and request.diagnose:
+        inquiry = Inquiry(
+            oracle,
+            subject,
+            cases,
+            rows,
+            first,
+            checkpoint.config,
+            checkpoint.read,
+            shipped(),
+            dump.taps if dump is not None else None,
+        )
+        diagnosis = diagnose(inquiry, progress)
     return Report(
         schema=SCHEMA,
         verdict=verdict,
@@ -199,13 +216,13 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
             notes=_notes(config, material.inventory.aliases),
         ),
         compared=build.axes_record(axes),
-        first_divergence=build.divergence_record(first_divergence(rows, failures, order)),
+        first_divergence=build.divergence_record(first),
         taps=build.tap_records(rows, order),
         tensors=build.tensor_records(arrivals),
         logits=build.logit_records(summaries),
         failures=build.failure_records(failures),
         conversion=build.conversion_record(conversion(topology, checkpoint, dtype)),
-        diagnosis=None,
+        diagnosis=build.diagnosis_record(diagnosis),
         environment=environment(),
         seconds=time.perf_counter() - started,
         reproduce=reproduce(request),
@@ -274,7 +291,9 @@ def _arrivals(
     import traceback
 
     try:
-        held = dict(subject.parameters())
+        held = subject.parameters()
+        # A mapping may make its arrays when they are asked for; all at once may not fit.
+        held = held if isinstance(held, Mapping) else dict(held)
         return prove_arrival(topology, stored(checkpoint.read, dtype), held)
     except Exception as error:
         reason = f"parameters(): raised {type(error).__name__}: {error}"

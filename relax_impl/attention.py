@@ -89,13 +89,14 @@ def portable(
     group = heads // kv_heads
     scale = attention.scale(config)
 
+    # Elements of a tensor become expressions here: the pieces ask operands for their dtype.
     def score(qk: Any, slopes: Any) -> Any:
         def element(b: Any, h: Any, g: Any, i: Any, j: Any) -> Any:
             query = (i + qk.shape[4] - qk.shape[3]).astype("int32")
             key = j.astype("int32")
-            value = qk[b, h, g, i, j]
+            value = tirx.convert(qk[b, h, g, i, j])
             if config.alibi:
-                slope = slopes[h * group + g]
+                slope = tirx.convert(slopes[h * group + g])
                 value = value + attention.bias(slope, (key - query).astype("float32"))
             if attention.score is not None:
                 value = attention.score(value)
@@ -117,8 +118,9 @@ def portable(
     )
     p = op.softmax(op.tensor_expr_op(score, "score", [qk, slopes]), axis=-1)
     if attention.probability is not None:
+        piece = attention.probability
         p = op.tensor_expr_op(
-            lambda p: te.compute(p.shape, lambda *at: attention.probability(p[at])), "round", [p]
+            lambda p: te.compute(p.shape, lambda *at: piece(tirx.convert(p[at]))), "round", [p]
         )
     context = op.matmul(p, by_group(v, sk, 1))
     context = op.permute_dims(context, [0, 3, 1, 2, 4])

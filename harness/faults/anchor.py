@@ -1,8 +1,9 @@
 """The anchor of a fault: what it takes hold of must still be there.
 
 A fault that no longer changes anything would be reported as missed by the gate, or worse, as an
-equivalent one that is rightly not flagged. Compared are the module that would be compiled and the
-content of every parameter; nothing is run.
+equivalent one that is rightly not flagged. Compared with what is deployed, the target's own kernels
+and packed weights, are the module that would be compiled and the content of every parameter as it
+would be loaded; nothing is run.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 
 from harness.checkpoint.reader import Checkpoint
 from harness.faults.model import Planted
+
+TARGET = "llvm"
 
 
 def changes(planted: Planted, checkpoint: Path, dtype: str = "float16") -> bool:
@@ -31,14 +34,14 @@ def changes(planted: Planted, checkpoint: Path, dtype: str = "float16") -> bool:
     """
     opened = Checkpoint.open(checkpoint)
     plain, operations = _plain(opened.digest, checkpoint, dtype)
-    from harness.subjects.relax import _operations
+    from harness.subjects.relax import planted_operations
     from relax_impl.config import MPTConfig
 
     config = true_config = MPTConfig.from_dict(opened.config)
     fault = planted.fault
     if fault.config is not None:
         config = fault.config(config)
-    if _graph(config, dtype, _operations(planted, config) or operations) != plain:
+    if _graph(config, dtype, planted_operations(planted, TARGET) or operations) != plain:
         return True
     return fault.weights is not None and _moves(planted, true_config, opened, dtype)
 
@@ -46,13 +49,14 @@ def changes(planted: Planted, checkpoint: Path, dtype: str = "float16") -> bool:
 @lru_cache(maxsize=64)
 def _plain(digest: str, checkpoint: Path, dtype: str) -> tuple[str, Any]:
     """Return the digest of the module without a fault, and its building blocks."""
+    from relax_impl.compile import default_operations
     from relax_impl.config import MPTConfig
-    from relax_impl.operations import PLAIN
 
     config = MPTConfig.from_dict(Checkpoint.open(checkpoint).config)
+    deployed = default_operations(TARGET)
 
     def operations(layer: int) -> Any:
-        return PLAIN
+        return deployed
 
     return _graph(config, dtype, operations), operations
 
@@ -62,16 +66,17 @@ def _graph(config: Any, dtype: str, operations: Any) -> str:
     from relax_impl.graph import build_graph
     from relax_impl.target import resolve
 
-    target = resolve("llvm")
+    target = resolve(TARGET)
     with target:
         return cache_key(build_graph(config, dtype, operations).module, target)
 
 
 def _moves(planted: Planted, config: Any, opened: Checkpoint, dtype: str) -> bool:
     """Return whether a parameter gets other content than without the fault."""
+    from relax_impl.compile import default_operations
     from relax_impl.loader import convert, mapping
 
-    plain = mapping(config)
+    plain = mapping(config, default_operations(TARGET).layout)
     assert planted.fault.weights is not None
     faulty = planted.fault.weights(plain, config, planted.layer)
     for name, sources in plain.param_map.items():

@@ -15,6 +15,7 @@ from tvm import relax, tirx
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.core import wrap_nested
 
+from harness.faults.mask import filled
 from harness.faults.model import Area, Fault
 from harness.faults.norm import normalised
 
@@ -53,9 +54,7 @@ def _large_bias(ops: Any) -> Any:
     attention = ops.attention
 
     def bias(slope: Any, distance: Any) -> Any:
-        hidden = tirx.Select(
-            distance > 0.0, tirx.const(-1e30, "float32"), tirx.const(0.0, "float32")
-        )
+        hidden = tirx.Select(distance > 0.0, filled(-1e30, distance), filled(0.0, distance))
         return attention.bias(slope, distance) + hidden
 
     return replace(ops, attention=replace(attention, bias=bias, visible=None))

@@ -23,6 +23,12 @@ def _visible(change: Callable[[Any, Any], Any] | None) -> Mutation:
     return mutate
 
 
+def filled(value: float, like: Any) -> Any:
+    """Return a float32 constant in as many lanes as ``like`` has; kernels take 16 keys at once."""
+    lanes, scalar = like.ty.dtype.lanes, tirx.const(value, "float32")
+    return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+
+
 def _given(change: Callable[[Any, Any, Any], tuple[Any, Any, Any]]) -> Mutation:
     """Return a mutation that passes q, k, v through ``change`` before the attention."""
 
@@ -91,9 +97,7 @@ def _soft_mask(value: float) -> Mutation:
         attention = operations.attention
 
         def bias(slope: Any, distance: Any) -> Any:
-            hidden = tirx.Select(
-                distance > 0.0, tirx.const(value, "float32"), tirx.const(0.0, "float32")
-            )
+            hidden = tirx.Select(distance > 0.0, filled(value, distance), filled(0.0, distance))
             return attention.bias(slope, distance) + hidden
 
         return replace(operations, attention=replace(attention, bias=bias, visible=None))

@@ -36,8 +36,7 @@ _SMALLEST = 2.0**-14
 
 def _through(dtype: str) -> Callable[[Any], Any]:
     """Return the rounding of a float32 expression to ``dtype``."""
-    # A slice of a tensor only becomes an expression when it is converted.
-    return lambda value: cast(cast(tirx.convert(value), dtype), "float32")
+    return lambda value: cast(cast(value, dtype), "float32")
 
 
 def _attention(**fields: Any) -> Mutation:

@@ -75,7 +75,8 @@ def per_head_norm(ops: Any, block: Any) -> Any:
             return ops.norm(x, module)
         b, s, width = x.shape
         dim = block.config.head_dim
-        heads = op.reshape(x, (b, s, width // dim, dim))
+        # Kernels of norms take three axes.
+        heads = op.reshape(x, (b, s * (width // dim), dim))
         flat = op.reshape(ops.norm(heads, Plain(module, dim, x.dtype)), (b, s, width))
         flat = flat * module.weight
         return flat if module.bias is None else flat + module.bias

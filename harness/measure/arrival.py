@@ -1,4 +1,11 @@
-"""Did every tensor arrive? The parameters of a subject against the checkpoint, by content."""
+"""Did every tensor arrive? The parameters of a subject against the checkpoint, by content.
+
+Under its own name a tensor is proved element by element: orientation and order are part of it. The
+name of a parameter that is not a tensor's says nothing, and a subject may store what it holds as
+its kernels like it. There the content is looked for: as it is, then transposed, then in any order.
+The last proves that nothing was lost, doubled or exchanged with another tensor, and not that the
+elements stand in the right places; the record says so, and the taps have to judge it.
+"""
 
 from __future__ import annotations
 
@@ -22,23 +29,44 @@ class Arrival:
     arrived
         Whether its content was found.
     detail
-        Where it was found, or what stands in its place.
+        Where it was found and how, or what stands in its place.
+    in_order
+        Whether every element is proved to be in its place, if only transposed.
     """
 
     tensor: str
     arrived: bool
     detail: str
+    in_order: bool = True
 
 
-def _content(array: Array) -> str:
-    """Return a digest of the nonzero elements whatever their order.
+def _digest(array: Array, *parts: object) -> str:
+    digest = hashlib.sha256(repr((str(array.dtype), *parts)).encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
-    Packed layouts permute and pad; orientation is judged by the taps and by the mapper's proof.
-    """
+
+def _as_it_is(array: Array) -> str:
+    return _digest(array, array.shape)
+
+
+def _transposed(array: Array) -> str:
+    return _digest(array.T, array.T.shape) if array.ndim == 2 else ""
+
+
+def _any_order(array: Array) -> str:
+    """Return a digest of the nonzero elements: packed layouts permute, and pad with zeros."""
     flat = np.ascontiguousarray(array).reshape(-1)
-    bits = flat.view(np.uint16 if flat.dtype.itemsize == 2 else np.uint32)
-    values = np.sort(bits[flat != 0])
-    return f"{values.size}:{hashlib.sha256(values.tobytes()).hexdigest()}"
+    bits = flat.view(f"u{flat.dtype.itemsize}")
+    return _digest(np.sort(bits[flat != 0]), str(flat.dtype))
+
+
+_WAYS: tuple[tuple[Callable[[Array], str], str, bool], ...] = (
+    (_as_it_is, "as {}", True),
+    (_transposed, "as {}, transposed", True),
+    (_any_order, "as {}, in another order: its places are not proved", False),
+)
+"""How a tensor is looked for among unnamed parameters, the strongest proof first."""
 
 
 def prove_arrival(
@@ -56,41 +84,44 @@ def prove_arrival(
     read
         Returns a tensor in the subject's storage dtype.
     parameters
-        What the subject says it holds.
+        What the subject says it holds; asked for one at a time.
     """
     wanted = list(names)
-    unnamed = {k: np.asarray(v) for k, v in parameters.items() if k not in set(wanted)}
-    held: dict[str, list[str]] | None = None
-    result = []
-    claims: dict[str, int] = {}
+    named = set(wanted)
+    result: dict[str, Arrival] = {}
     for name in wanted:
-        tensor = read(name)
         if name in parameters:
-            found = np.asarray(parameters[name])
-            same = found.shape == tensor.shape and bool(
-                (found.astype(np.float64) == tensor.astype(np.float64)).all()
-            )
-            what = "under its own name" if same else _difference(found, tensor)
-            result.append(Arrival(name, same, what))
-            continue
-        if held is None:
-            held = {}
-            for key, value in unnamed.items():
-                if value.dtype == tensor.dtype:
-                    held.setdefault(_content(value), []).append(key)
-        digest = _content(tensor)
-        places = held.get(digest, [])
-        used = claims.get(digest, 0)
-        claims[digest] = used + 1
-        if used < len(places):
-            result.append(Arrival(name, True, f"as {places[used]}"))
-        else:
-            result.append(Arrival(name, False, "no parameter holds its content"))
-    return tuple(result)
+            result[name] = _under_its_name(name, read(name), np.asarray(parameters[name]))
+    lost = [name for name in wanted if name not in result]
+    free = [key for key in parameters if key not in named]
+    for way, words, in_order in _WAYS:
+        if not lost or not free:
+            break
+        places: dict[str, list[str]] = {}
+        for key in free:
+            # Turning the parameter around here would be the same; it is the tensor that is turned.
+            look = _as_it_is if way is _transposed else way
+            places.setdefault(look(np.asarray(parameters[key])), []).append(key)
+        for name in tuple(lost):
+            found = places.get(way(read(name)))
+            if found:
+                place = found.pop(0)
+                result[name] = Arrival(name, True, words.format(place), in_order)
+                lost.remove(name)
+                free.remove(place)
+    for name in lost:
+        result[name] = Arrival(name, False, "no parameter holds its content", False)
+    return tuple(result[name] for name in wanted)
 
 
-def _difference(found: Array, tensor: Array) -> str:
+def _under_its_name(name: str, tensor: Array, found: Array) -> Arrival:
     if found.shape != tensor.shape:
-        return f"expected shape {tensor.shape}, found {found.shape}"
-    wrong = int((found.astype(np.float64) != tensor.astype(np.float64)).sum())
-    return f"{wrong} of {tensor.size} elements differ"
+        detail = f"expected shape {tensor.shape}, found {found.shape}"
+        return Arrival(name, False, detail, False)
+    if found.dtype != tensor.dtype:
+        found, tensor = found.astype(np.float64), tensor.astype(np.float64)
+    wrong = int(np.count_nonzero(found != tensor))
+    if wrong:
+        detail = f"{wrong} of {tensor.size} elements differ"
+        return Arrival(name, False, detail, False)
+    return Arrival(name, True, "under its own name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class RelaxSubject:
         config = true_config
         if fault is not None and fault.fault.config is not None:
             config = fault.fault.config(config)
-        library = compile_model(config, dtype, target, operations=_operations(fault, config))
+        library = compile_model(config, dtype, target, operations=planted_operations(fault, target))
         if library.executable is None:
             raise NotProven(
                 f"this machine has no {library.target} device",
@@ -100,25 +101,69 @@ class RelaxSubject:
         rates = np.asarray(alibi.slopes(config), np.float64)
         return probe_bias(self._model.attend, shape, rates, query_length, key_length)
 
-    def parameters(self) -> dict[str, Array]:
-        """Return the parameters; packed ones under another name, for they are not the tensors."""
-        packed = self._parameters.layout.name != "rows"
-        return {
-            f"{name} (packed)" if packed and array.ndim > 2 else name: array
-            for name, array in self._parameters.tensors.items()
-        }
+    def parameters(self) -> Mapping[str, Array]:
+        """Return the parameters as tensors of the checkpoint: whatever was packed, unpacked."""
+        return _Unpacked(self._parameters)
 
 
-def _operations(fault: Planted | None, config: Any) -> Any:
-    """Return layer -> building blocks, or ``None`` for the target's own."""
+class _Unpacked(Mapping[str, Array]):
+    """Parameters under their names, each unpacked when it is asked for.
+
+    All at once would need the memory of the model a second time.
+    """
+
+    def __init__(self, parameters: Any) -> None:
+        from relax_impl.topology import topology
+
+        self._parameters = parameters
+        self._shapes = topology(parameters.config)
+
+    def __getitem__(self, name: str) -> Array:
+        stored, shape = self._parameters.tensors[name], self._shapes[name]
+        if len(shape) != 2:
+            return np.asarray(stored)
+        return unpacked(stored, shape, self._parameters.layout)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parameters.tensors)
+
+    def __len__(self) -> int:
+        return len(self._parameters.tensors)
+
+
+def unpacked(stored: Array, shape: tuple[int, ...], layout: Any) -> Array:
+    """Return a matrix of ``shape`` from its storage order.
+
+    Raises
+    ------
+    ValueError
+        If packing the result again does not give ``stored``: then it is no packing of a matrix of
+        this shape, as where the padding is not zero.
+    """
+    if not layout.width:
+        return np.asarray(stored)
+    # Panels of rows, [panel, column, row within it], the last one filled up.
+    matrix = stored.transpose(0, 2, 1).reshape(-1, stored.shape[1])[: shape[0]]
+    again = layout.store(matrix)
+    if again.shape != stored.shape or again.tobytes() != stored.tobytes():
+        raise ValueError(f"the stored array {stored.shape} is no packed matrix of shape {shape}")
+    return np.ascontiguousarray(matrix)
+
+
+def planted_operations(fault: Planted | None, target: str) -> Any:
+    """Return layer -> building blocks, or ``None`` for the target's own.
+
+    What a fault does not touch is what is deployed: the target's own kernels.
+    """
     if fault is None or fault.fault.operations is None:
         return None
-    from relax_impl.operations import PLAIN
+    from relax_impl.compile import default_operations
 
-    faulty = fault.fault.operations(PLAIN)
+    healthy = default_operations(target)
+    faulty = fault.fault.operations(healthy)
 
     def choose(layer: int) -> Any:
-        return faulty if fault.layer is None or layer == fault.layer else PLAIN
+        return faulty if fault.layer is None or layer == fault.layer else healthy
 
     return choose
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.measure.arrival import prove_arrival
+from harness.measure.arrival import Arrival, prove_arrival
 
 Array = np.ndarray
 
@@ -45,11 +47,67 @@ def test_tensors_under_other_names_are_found_by_content(dtype: object) -> None:
     assert all(arrived(held, sent).values())
 
 
-def test_packed_and_padded_content_is_recognised() -> None:
+def the(name: str, held: dict[str, Array], sent: dict[str, Array] | None = None) -> Arrival:
+    sent = tensors() if sent is None else sent
+    return next(a for a in prove_arrival(sent, sent.__getitem__, held) if a.tensor == name)
+
+
+def test_packed_and_padded_content_is_recognised_and_its_places_are_not_proved() -> None:
     held = dict(tensors())
     up = held.pop("up")
     held["up (packed)"] = np.pad(up.reshape(6, 4, 6), ((0, 2), (0, 0), (0, 1)))
     assert all(arrived(held).values())
+    found = the("up", held)
+    assert not found.in_order
+    assert "its places are not proved" in found.detail
+
+
+def test_under_another_name_it_is_said_how_a_tensor_lies() -> None:
+    held = dict(tensors())
+    square = held.pop("square")
+    for stored, detail, in_order in (
+        (square, "as elsewhere", True),
+        (square.T, "as elsewhere, transposed", True),
+        (square[::-1], "as elsewhere, in another order: its places are not proved", False),
+    ):
+        found = the("square", held | {"elsewhere": stored})
+        assert (found.arrived, found.detail, found.in_order) == (True, detail, in_order)
+
+
+def test_the_strongest_proof_is_taken_first() -> None:
+    """Two tensors of the same numbers: each is found as it is, whichever is asked for first."""
+    matrix = tensors()["square"]
+    for first, second in ((matrix, matrix.T), (matrix.T, matrix)):
+        sent = {"a": first, "b": second}
+        result = prove_arrival(sent, sent.__getitem__, {"x": matrix.copy(), "y": matrix.T.copy()})
+        assert all(a.arrived and "transposed" not in a.detail for a in result)
+
+
+@pytest.mark.parametrize("name", ["wte", "norm", "square", "up"])
+def test_under_its_own_name_a_permutation_is_seen(name: str) -> None:
+    held = tensors()
+    held[name] = np.roll(held[name], 1, axis=0)
+    assert arrived(held) == without(name)
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["own name", "other name"])
+def test_a_stale_layer_is_seen(named: bool) -> None:
+    sent = {f"blocks.{i}.up": tensors(i)["up"] for i in range(3)}
+    held = sent | {"blocks.2.up": sent["blocks.1.up"]}
+    if not named:
+        held = {f"held.{i}": array for i, array in enumerate(held.values())}
+    assert arrived(held, sent) == {"blocks.0.up": True, "blocks.1.up": True, "blocks.2.up": False}
+
+
+def test_parameters_are_asked_for_one_at_a_time() -> None:
+    class Lazy(dict[str, Array]):
+        def values(self) -> Any:
+            raise AssertionError("all at once")
+
+        items = values
+
+    assert all(arrived(Lazy(tensors())).values())
+    assert all(arrived(Lazy({f"x.{k}": v for k, v in tensors().items()})).values())
 
 
 @settings(derandomize=True)

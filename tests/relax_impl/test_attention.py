@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from relax_impl.attention import Attention
+from relax_impl.attention import Attention, cast
 from relax_impl.config import MPTConfig
 from relax_impl.kernels.cpu import FAST
 from relax_impl.kernels.cpu.attention import flash_kernel
@@ -155,3 +155,29 @@ def test_hooks_reach_both_lowerings(raw, build):
         assert abs(a - b).max() <= 200 * 2.0**-24 * abs(v).max()
     # A row that sees nothing is uniform over all keys, as with a finite mask value.
     assert abs(fast[3][0, 0] - uniform).max() <= 64 * 2.0**-24 * abs(v).max()
+
+
+def test_hooks_may_cast_whatever_they_are_handed(raw, build):
+    """Elements of a tensor are expressions by the time that a hook gets them, in both lowerings."""
+
+    def wide_and_back(value):
+        return cast(cast(value, "float64"), "float32")
+
+    shape = (1, 20, 6, 8)
+    q, k, v = np.random.default_rng(0).standard_normal((3, *shape)).astype(np.float32)
+    pieces = {
+        "bias": lambda slope, distance: wide_and_back(slope) * wide_and_back(distance),
+        "score": wide_and_back,
+        "probability": wide_and_back,
+    }
+    for alibi in (True, False):
+        for base in (FAST, PLAIN):
+            plain = Attention(lowering=base.attention.lowering)
+            casting = dataclasses.replace(plain, **pieces)
+            layers = [dataclasses.replace(base, attention=piece) for piece in (plain, casting)]
+            built = build(
+                raw({"alibi": alibi}, n_layers=2), "float32", lambda n, o=layers: o[max(0, n) % 2]
+            )
+            contexts = [built.model.attend(q, k, v, layer=n) for n in (0, 1)]
+            # Every float32 is a float64: nothing was rounded.
+            assert np.array_equal(*contexts)
