@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
+from harness.diagnose.stage import Diagnosis
 from harness.judge.coverage import Axis
 from harness.judge.verdict import Row
 from harness.localise import Divergence
@@ -15,6 +16,7 @@ from harness.measure.taps import Place
 from harness.report.record import (
     AxisRecord,
     ConversionRecord,
+    DiagnosisRecord,
     DivergenceRecord,
     FailureRecord,
     LogitRecord,
@@ -44,6 +46,11 @@ def divergence_record(found: Divergence | None) -> DivergenceRecord | None:
     if not reason and found.observed is not None and not math.isfinite(found.observed):
         reason = "the subject's values are not finite"
     return DivergenceRecord(**{**asdict(found), "reason": reason})
+
+
+def diagnosis_record(found: Diagnosis | None) -> DiagnosisRecord | None:
+    """Return a diagnosis as plain data."""
+    return None if found is None else DiagnosisRecord(**asdict(found))
 
 
 def tap_records(rows: Sequence[Row], order: Sequence[Place]) -> tuple[TapRecord, ...]:

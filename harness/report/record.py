@@ -44,6 +44,28 @@ class DivergenceRecord:
 
 
 @dataclass(frozen=True)
+class DiagnosisRecord:
+    """The fault of the library that a divergence looks like; ``fault`` is ``null`` for none.
+
+    ``coefficient`` is the size of the error along the fault's template, 1 where the fault is;
+    ``uncertainty`` what healthy implementations show there; ``explained`` the share of the squared
+    error. Where no fault is named they belong to ``nearest``.
+    """
+
+    fault: str | None
+    layer: int | None
+    layers: tuple[int, ...]
+    tap: str
+    coefficient: float | None
+    uncertainty: float | None
+    explained: float | None
+    alike: tuple[str, ...]
+    nearest: str | None
+    tried: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class TapRecord:
     """One tap in one mode: its worst case.
 
@@ -152,7 +174,7 @@ class Report:
     logits: tuple[LogitRecord, ...]
     failures: tuple[FailureRecord, ...]
     conversion: ConversionRecord | None
-    diagnosis: None
+    diagnosis: DiagnosisRecord | None
     environment: Mapping[str, str]
     seconds: float
     reproduce: str

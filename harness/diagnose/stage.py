@@ -1,0 +1,347 @@
+"""Diagnosis as a stage of its own: after a divergence, and only then."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness.checkpoint.dtypes import BY_NAME
+from harness.diagnose.exhibit import Exhibit, Witness, bias_exhibit, exhibit
+from harness.diagnose.match import Match, Scene, Template, match
+from harness.diagnose.steps import HEALTHY, library_steps
+from harness.diagnose.weights import faulty_parameters, healthy_parameters
+from harness.judge.factors import Factors
+from harness.judge.verdict import Row, judge
+from harness.localise import Divergence
+from harness.measure.oracle import Oracle, Read, flat
+from harness.measure.records import Measurement
+from harness.measure.run import Case
+from harness.measure.statistics import LARGEST, Float
+from harness.measure.taps import Place
+from harness.subjects.calls import SubjectFailure
+from harness.subjects.protocol import Array
+
+_TABLE = re.compile(r"bias (\d+)x(\d+)")
+MOST_TAPS = 4
+"""Taps looked at when the first one is not explained."""
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What a divergence looks like.
+
+    Attributes
+    ----------
+    fault
+        Name of the library's fault, or ``None``: none of these.
+    layer
+        Block of the tap, ``None`` outside the blocks.
+    layers
+        All blocks whose own tap of that name diverges.
+    tap
+        Path of the tap that was matched.
+    coefficient, uncertainty, explained
+        See ``Match``; of the named fault, or of the nearest one.
+    alike
+        Other faults that do the same here, within the noise.
+    nearest
+        The fault that explains most where none is named.
+    tried
+        Faults whose mechanism can act at that tap.
+    reason
+        Why there is no name.
+    """
+
+    fault: str | None
+    layer: int | None
+    layers: tuple[int, ...]
+    tap: str
+    coefficient: float | None
+    uncertainty: float | None
+    explained: float | None
+    alike: tuple[str, ...]
+    nearest: str | None
+    tried: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """What a diagnosis starts from.
+
+    Attributes
+    ----------
+    oracle, subject, cases
+        As they were judged.
+    rows, first
+        The verdict's.
+    raw
+        The checkpoint's config.json.
+    read
+        Original tensor name to array, as the checkpoint has it.
+    dumped
+        Case to taps by path, in place of a subject that runs.
+    excluded
+        Faults that are left out of the library.
+    """
+
+    oracle: Oracle
+    subject: Any
+    cases: Sequence[Case]
+    rows: Sequence[Row]
+    first: Divergence
+    raw: Mapping[str, Any]
+    read: Read
+    factors: Factors
+    dumped: Mapping[str, Mapping[str, Array]] | None = None
+    excluded: frozenset[str] = frozenset()
+
+    @property
+    def config(self) -> Any:
+        """The config as the port's room parses it."""
+        from relax_impl.config import MPTConfig
+
+        return MPTConfig.from_dict(self.raw)
+
+
+def diagnose(inquiry: Inquiry, progress: Callable[[str], None] = lambda text: None) -> Diagnosis:
+    """Name the fault that a divergence looks like.
+
+    The first diverging tap is matched; if nothing there fits, the next ones of the same block that
+    diverge by themselves, since a wrong mask shows in the probe of the bias and better in the
+    context. Several faults that fit one tap alike are told apart by the block's other taps.
+    """
+    answer: Diagnosis | None = None
+    for row in _suspects(inquiry):
+        place = row.measurement.place
+        progress(f"diagnosis: {place.path}")
+        try:
+            found = _at(inquiry, row, progress)
+        except SubjectFailure as failure:
+            found = _nothing(inquiry, place, 0, str(failure))
+        except KeyError as missing:
+            found = _nothing(inquiry, place, 0, f"the dump has no {missing}")
+        if found.fault is not None:
+            return found
+        answer = answer or found
+    if answer is not None:
+        return answer
+    first = inquiry.first
+    reason = "no sub-module diverges by itself from its own inputs"
+    if first.mode == "call":
+        reason = "the subject failed there"
+    return Diagnosis(None, first.layer, (), first.tap, None, None, None, (), None, 0, reason)
+
+
+def _suspects(inquiry: Inquiry) -> Iterator[Row]:
+    """Yield the diverging taps that can be matched, the first one first, each place once."""
+    first = inquiry.first
+
+    def matchable(row: Row) -> bool:
+        measured = row.measurement
+        return row.diverges and (measured.mode in ("alibi", "local") or measured.exact)
+
+    rows = [row for row in inquiry.rows if matchable(row)]
+    # The case in which the first tap diverged, then the one in which it did so most.
+    rows.sort(key=lambda r: (r.measurement.prompt != first.case, -_finite(r.ratio)))
+    seen: set[Place] = set()
+    mine = [row for row in rows if row.measurement.place.path == first.tap]
+    beside = [
+        row
+        for row in rows
+        if row.measurement.place.layer == first.layer and row.measurement.mode == "local"
+    ]
+    order = {row.measurement.place: -i for i, row in enumerate(inquiry.rows)}
+    beside.sort(key=lambda r: -order[r.measurement.place])
+    for row in (*mine, *beside):
+        place = row.measurement.place
+        if place not in seen and len(seen) < MOST_TAPS:
+            seen.add(place)
+            yield row
+
+
+def _finite(ratio: float) -> float:
+    return ratio if np.isfinite(ratio) else np.finfo(np.float64).max
+
+
+def _nothing(inquiry: Inquiry, place: Place, tried: int, reason: str) -> Diagnosis:
+    layers = _layers(inquiry, place)
+    return Diagnosis(
+        None, place.layer, layers, place.path, None, None, None, (), None, tried, reason
+    )
+
+
+def _layers(inquiry: Inquiry, place: Place) -> tuple[int, ...]:
+    if place.layer is None:
+        return ()
+    return tuple(
+        sorted(
+            {
+                row.measurement.place.layer
+                for row in inquiry.rows
+                if row.diverges
+                and row.measurement.mode == "local"
+                and row.measurement.place.tap == place.tap
+                and row.measurement.place.layer is not None
+            }
+        )
+    )
+
+
+def _at(inquiry: Inquiry, row: Row, progress: Callable[[str], None]) -> Diagnosis:
+    measured = row.measurement
+    seen = _exhibit(inquiry, measured)
+    templates = list(_templates(inquiry, seen, None))
+    progress(f"diagnosis: {measured.place.path}: {len(templates)} templates")
+    group, nearest = match(_scene(inquiry, seen), templates)
+    if len({m.fault for m in group}) > 1 and seen.part in ("block", "attend"):
+        group = _told_apart(inquiry, measured, group)
+    best = group[0] if group else nearest
+    reason = "" if group else _why(best, len(templates))
+    return Diagnosis(
+        fault=group[0].fault if group else None,
+        layer=0 if measured.place.tap == "alibi" else measured.place.layer,
+        layers=_layers(inquiry, measured.place),
+        tap=measured.place.path,
+        coefficient=best.coefficient if best else None,
+        uncertainty=best.uncertainty if best else None,
+        explained=best.explained if best else None,
+        alike=tuple(dict.fromkeys(m.fault for m in group if m.fault != group[0].fault)),
+        nearest=None if group or best is None else best.fault,
+        tried=len(templates),
+        reason=reason,
+    )
+
+
+def _why(best: Match | None, tried: int) -> str:
+    if best is None:
+        return f"none of {tried} templates acts here"
+    return f"none of {tried} templates leaves no more than rounding"
+
+
+def _exhibit(inquiry: Inquiry, measured: Measurement) -> Exhibit:
+    if measured.place.tap == "alibi":
+        table = _TABLE.fullmatch(measured.prompt)
+        assert table is not None, measured.prompt
+        return bias_exhibit(inquiry.oracle, inquiry.subject, int(table[1]), int(table[2]))
+    return exhibit(_witness(inquiry, measured.prompt), measured.place)
+
+
+def _witness(inquiry: Inquiry, prompt: str) -> Witness:
+    case = next(case for case in inquiry.cases if case.name == prompt)
+    dumped = inquiry.dumped[prompt] if inquiry.dumped is not None else None
+    return Witness(inquiry.oracle, inquiry.subject, case, dumped)
+
+
+def _scene(inquiry: Inquiry, seen: Exhibit) -> Scene:
+    storage, factors = inquiry.oracle.storage, inquiry.factors
+    mode = "alibi" if seen.part == "attend" else "local"
+
+    def ratio(observed: Float, expected: Float) -> float:
+        return judge(seen.measure(observed, expected), storage, factors).ratio
+
+    return Scene(
+        seen.observed, seen.golden, seen.orders, seen.noise, ratio,
+        factors.get(mode, storage, "gain"), factors.alpha,
+    )  # fmt: skip
+
+
+def _templates(inquiry: Inquiry, seen: Exhibit, only: frozenset[str] | None) -> Iterator[Template]:
+    """Yield what every fault of the library makes of the tap, if that makes a difference."""
+    from harness.faults.library import library
+    from relax_impl.topology import topology
+
+    storage = inquiry.oracle.storage
+    steps = library_steps(seen.part, seen.tap, inquiry.config, "float32")
+    prefix = f"transformer.blocks.{seen.layer}." if seen.part == "block" else ""
+    names = tuple(n for n in steps.reads() if n not in seen.inputs and n not in ("q", "k", "v"))
+    weights = healthy_parameters(inquiry.config, prefix, names, inquiry.read, storage)
+
+    def wanted(name: str) -> bool:
+        return name not in inquiry.excluded and (only is None or name in only)
+
+    def run(key: str, weights: Mapping[str, Array], by: Any) -> Float:
+        if seen.probe is None:
+            return flat(by.run(key, {**seen.inputs, **weights}))
+        held = BY_NAME[storage].numpy
+        # The context is rounded as the subject rounds it: what underflows there underflows here.
+        return seen.probe(lambda q, k, v: by.run(key, {"q": q, "k": k, "v": v}).astype(held))
+
+    healthy = run(HEALTHY, weights, steps)
+    known = topology(inquiry.config)
+
+    def read(by: Any, key: str) -> Mapping[str, Array]:
+        """Return the weights with those that only the faulty function reads."""
+        extra = tuple(
+            name
+            for name in by.arguments[by.function[key]]
+            if name not in weights and prefix + name in known
+        )
+        return {
+            **weights,
+            **healthy_parameters(inquiry.config, prefix, extra, inquiry.read, storage),
+        }
+
+    def template(name: str, faulty: Float) -> Iterator[Template]:
+        if faulty.shape != seen.golden.shape:
+            return
+        expected = seen.golden + (faulty - healthy)
+        expected[np.abs(expected) > LARGEST[storage]] = np.inf
+        if not np.array_equal(expected, seen.golden):
+            yield Template(name, expected)
+
+    for fault in library().values():
+        if fault.equivalent or not wanted(fault.name):
+            continue
+        if steps.differs(fault.name):
+            yield from template(fault.name, run(fault.name, read(steps, fault.name), steps))
+        elif fault.area == "precision" and fault.weights is None and storage != "float32":
+            narrow = library_steps(seen.part, seen.tap, inquiry.config, storage)
+            if narrow.differs(fault.name):
+                yield Template(fault.name, run(fault.name, read(narrow, fault.name), narrow))
+    if names:
+        layer = seen.layer if seen.part == "block" else None
+        mapped = faulty_parameters(inquiry.config, layer, names, weights, inquiry.read, storage)
+        for name, arrays in mapped:
+            if wanted(name):
+                yield from template(name, run(HEALTHY, arrays, steps))
+
+
+def _told_apart(
+    inquiry: Inquiry, measured: Measurement, group: tuple[Match, ...]
+) -> tuple[Match, ...]:
+    """Return those of a group that also predict the other taps of the block.
+
+    A fault that acts at one tap alone leaves the others as they should be; one that acts at several
+    shows at all of them.
+    """
+    from harness.measure.taps import block_widths
+
+    names = frozenset(m.fault for m in group)
+    left = {m.fault: 0.0 for m in group}
+    worst = {m.fault: m.ratio for m in group}
+    prompt, layer = measured.prompt, measured.place.layer
+    if measured.place.tap == "alibi":
+        # The probe has no case of its own; the bias acts in every block.
+        prompt, layer = max(inquiry.cases, key=lambda case: case.ids.shape[1]).name, 0
+    witness = _witness(inquiry, prompt)
+    for tap in block_widths(inquiry.oracle.config):
+        if tap == measured.place.tap:
+            continue
+        seen = exhibit(witness, Place(layer, tap))
+        scene = _scene(inquiry, seen)
+        templates = {t.fault: t for t in _templates(inquiry, seen, names)}
+        if not templates:
+            continue
+        for name in names:
+            expected = templates[name].expected if name in templates else seen.golden
+            finite = np.isfinite(seen.observed) & np.isfinite(expected)
+            error = np.where(finite, seen.observed - expected, 0.0) / seen.noise(seen.golden)
+            left[name] += float((error * error).sum())
+            worst[name] = max(worst[name], scene.ratio(seen.observed, expected))
+    kept = [m for m in group if worst[m.fault] <= 1.0]
+    return tuple(sorted(kept or group, key=lambda m: (left[m.fault], m.left)))
