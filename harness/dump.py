@@ -13,7 +13,7 @@ from harness.errors import NotProven
 from harness.faults.library import parse
 from harness.inputs import load_cases
 from harness.measure.oracle import Oracle
-from harness.measure.run import Case
+from harness.measure.run import ALIBI_KEYS, ALIBI_QUERIES, Case
 from harness.measure.taps import BLOCK_PREFIX, block_widths, embed_widths, head_widths, shapes
 from harness.measure.traces import ALIBI, DEPLOYED, IDS
 from harness.pipeline import Request, open_material
@@ -21,9 +21,6 @@ from harness.report.files import replacing, require_writable
 from harness.subjects.calls import SubjectFailure, call_array, call_bias, call_taps
 from harness.subjects.load import load_subject
 from harness.subjects.protocol import Array, capabilities, rounding_of
-
-_ALIBI_KEYS = 512
-_ALIBI_QUERIES = 5
 
 
 def write_dump(
@@ -123,8 +120,8 @@ def _run(
 
 
 def _bias(subject: Any, config: Any) -> Array:
-    keys = min(config.max_seq_len, _ALIBI_KEYS)
-    queries = min(_ALIBI_QUERIES, keys)
+    keys = min(config.max_seq_len, ALIBI_KEYS)
+    queries = min(ALIBI_QUERIES, keys)
     bias = call_bias(subject, config.n_heads, queries, keys)
     return np.broadcast_to(bias, (config.n_heads, queries, keys))
 

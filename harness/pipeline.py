@@ -13,9 +13,9 @@ from harness.checkpoint.reader import Checkpoint
 from harness.diagnose.stage import Inquiry, diagnose
 from harness.environment import environment
 from harness.errors import BadInput
+from harness.expectation import Plan, coverage
 from harness.faults.library import parse
 from harness.inputs import load_cases
-from harness.judge.coverage import Axis, Omission
 from harness.judge.factors import shipped
 from harness.judge.verdict import Row, is_golden_itself, judge, outcome
 from harness.localise import first_divergence
@@ -30,7 +30,7 @@ from harness.measure.traces import Dump
 from harness.report import build
 from harness.report.record import SCHEMA, CheckpointRecord, Report, SubjectRecord
 from harness.subjects.load import Loaded, load_subject
-from harness.subjects.protocol import capabilities, rounding_of
+from harness.subjects.protocol import Subject, capabilities, rounding_of
 from harness.tensors import Inventory, Topology, require_sound, take_inventory, topology_of
 
 SHIPPED = Path(__file__).parent.parent / "cases" / "checkpoints" / "mpt-tiny-english"
@@ -99,8 +99,44 @@ def open_material(path: Path) -> Material:
     return Material(checkpoint, config, topology, inventory)
 
 
-def check(request: Request, progress: Callable[[str], None] = lambda text: None) -> Report:
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict was made of, for those who look closer than the report does.
+
+    Attributes
+    ----------
+    walk
+        Holds the subject, the cases and the logits of golden and orders.
+    rows
+        Every judged measurement.
+    inquiry
+        What a diagnosis starts from; ``None`` if nothing diverged at a tap.
+    """
+
+    walk: Walk
+    rows: Sequence[Row]
+    inquiry: Inquiry | None
+
+
+def check(
+    request: Request,
+    progress: Callable[[str], None] = lambda text: None,
+    *,
+    given: Subject | None = None,
+    witness: Callable[[Evidence], None] = lambda evidence: None,
+) -> Report:
     """Judge one subject on one checkpoint.
+
+    Parameters
+    ----------
+    request
+        What to check.
+    progress
+        Called with a sentence before each stage.
+    given
+        A subject that is there already, in place of the one that the request names.
+    witness
+        Called with what the verdict was made of.
 
     Raises
     ------
@@ -128,12 +164,16 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
             request.prompts, config, request.checkpoint, max_tokens=request.max_tokens
         )
         progress(f"loading {request.subject}")
-        loaded = load_subject(
-            request.subject,
-            request.checkpoint,
-            dtype=request.dtype,
-            target=request.target,
-            fault=fault,
+        loaded = (
+            Loaded(given)
+            if given is not None
+            else load_subject(
+                request.subject,
+                request.checkpoint,
+                dtype=request.dtype,
+                target=request.target,
+                fault=fault,
+            )
         )
     subject = loaded.subject
     dtype = subject.dtype if subject is not None else request.dtype
@@ -149,6 +189,7 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
     skips: list[Skip] = []
     summaries: list[LogitSummary] = []
     arrivals: tuple[Arrival, ...] = ()
+    walk: Walk | None = None
     if subject is None:
         failures.append(Failure(Place(None, "load"), "-", loaded.failure, loaded.detail))
     else:
@@ -170,7 +211,8 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
             progress("tensors")
             arrivals = _arrivals(subject, topology, checkpoint, dtype, failures)
 
-    axes = _axes(request, config, topology, layers, cases, rows, skips, arrivals, subject)
+    plan = Plan(config, topology, request.dtype, layers, cases)
+    axes = coverage(plan, subject, rows, skips, arrivals)
     broken = sum(not arrival.arrived for arrival in arrivals)
     verdict = outcome(rows, failures, broken, axes)
     order = places(config)
@@ -182,8 +224,8 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
         gaps = [axis.name for axis in axes if not axis.complete]
         reason = f"compared less than expected: {', '.join(gaps)}"
     first = first_divergence(rows, failures, order)
-    diagnosis = None
-    if verdict == "diverges" and first is not None and request.diagnose:
+    inquiry = diagnosis = None
+    if verdict == "diverges" and first is not None:
         inquiry = Inquiry(
             oracle,
             subject,
@@ -195,7 +237,10 @@ def check(request: Request, progress: Callable[[str], None] = lambda text: None)
             shipped(),
             dump.taps if dump is not None else None,
         )
-        diagnosis = diagnose(inquiry, progress)
+        if request.diagnose:
+            diagnosis = diagnose(inquiry, progress)
+    if walk is not None:
+        witness(Evidence(walk, rows, inquiry))
     return Report(
         schema=SCHEMA,
         verdict=verdict,
@@ -299,94 +344,3 @@ def _arrivals(
         reason = f"parameters(): raised {type(error).__name__}: {error}"
         failures.append(Failure(Place(None, "load"), "-", reason, traceback.format_exc()))
         return ()
-
-
-def _axes(
-    request: Request,
-    config: Any,
-    topology: Any,
-    layers: frozenset[int],
-    cases: Sequence[Case],
-    rows: Sequence[Row],
-    skips: Sequence[Skip],
-    arrivals: Sequence[Arrival],
-    subject: Any,
-) -> tuple[Axis, ...]:
-    """Return what was expected, from config, topology and request, against what was judged."""
-    lacking = {s.item for s in skips if s.axis == "capability"}
-    judged = [
-        row.measurement for row in rows if not row.measurement.constant or _flat_bias(row, config)
-    ]
-    seen = {m.place for m in judged}
-    every = places(config)
-    absent = {s.item: s.reason for s in skips if s.axis == "dump"}
-
-    def lacks(place: Place) -> str | None:
-        """Return why a tap was left out on purpose, if it was."""
-        method = _method(place)
-        if place.path in absent:
-            return absent[place.path]
-        if place.layer is not None and place.layer not in layers:
-            return "--layers leaves it out"
-        if method in lacking and place.tap != "logits":
-            return f"the subject has no {method}()"
-        return None
-
-    reasons: dict[str, int] = {}
-    for place in every:
-        reason = lacks(place)
-        if reason is not None and place not in seen:
-            reasons[reason] = reasons.get(reason, 0) + 1
-    taps = Axis(
-        "taps",
-        len(every),
-        len(set(every) & seen),
-        tuple(Omission(count, reason) for reason, count in reasons.items()),
-    )
-    whole = [
-        layer
-        for layer in range(config.n_layers)
-        if all(place in seen for place in every if place.layer == layer)
-    ]
-    layer_reasons: dict[str, int] = {}
-    for layer in set(range(config.n_layers)) - set(whole):
-        mine = [lacks(p) for p in every if p.layer == layer and p not in seen]
-        if mine and None not in mine:
-            layer_reasons[str(mine[0])] = layer_reasons.get(str(mine[0]), 0) + 1
-    layer_axis = Axis(
-        "layers",
-        config.n_layers,
-        len(whole),
-        tuple(Omission(count, reason) for reason, count in layer_reasons.items()),
-    )
-    finished = {m.prompt for m in judged if m.place.tap == "logits"}
-    if any(s.axis == "dump" and s.item == "logits" for s in skips):
-        finished = {m.prompt for m in judged}
-    done = [case for case in cases if case.name in finished]
-    tensor_skips: tuple[Omission, ...] = ()
-    if not arrivals and not hasattr(subject, "parameters"):
-        tensor_skips = (Omission(len(topology), "the subject has no parameters()"),)
-    arrived = sum(arrival.arrived for arrival in arrivals)
-    tensors = Axis("tensors", len(topology), arrived, tensor_skips)
-    return (
-        tensors,
-        layer_axis,
-        taps,
-        Axis("cases", len(cases), len(done)),
-        Axis("positions", sum(int(c.ids.size) for c in cases), sum(int(c.ids.size) for c in done)),
-        Axis("dtypes", 1, int(getattr(subject, "dtype", None) == request.dtype and bool(rows))),
-        Axis("targets", 1, int(bool(rows))),
-    )
-
-
-def _method(place: Place) -> str:
-    if place.layer is not None:
-        return "block"
-    if place.tap == "alibi":
-        return "attention_bias"
-    return "embed" if place.tap in ("transformer.wte", "transformer.wpe") else "head"
-
-
-def _flat_bias(row: Row, config: Any) -> bool:
-    """Without ALiBi the bias is a constant by design, and judged as such."""
-    return row.measurement.place.tap == "alibi" and not config.alibi

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from harness.checkpoint.dtypes import BY_NAME
-from harness.measure.statistics import Float
+from harness.measure.statistics import LARGEST, Float
 from harness.subjects.protocol import Array
 
 Attend = Callable[[Array, Array, Array], Array]
@@ -145,7 +145,10 @@ def probe_bias(
     if not far:
         return result
     scale = _scale_in_force(attend, shape, result, query_length, key_length)
-    lift = (float(slopes.max()) * key_length + _MARGIN) / scale
+    # An attention that stores q.k before it scales can hold no more than its dtype can.
+    lift = np.minimum(
+        (float(slopes.max()) * key_length + _MARGIN) / scale, LARGEST[shape.dtype] / 2
+    )
     widths = {head: _width(float(slopes[head]), key_length) for head in far}
     for width in sorted(set(widths.values())):
         chain = _chain(attend, shape, lift, query_length, key_length, width)

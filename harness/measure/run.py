@@ -28,8 +28,9 @@ from harness.subjects.calls import SubjectFailure, call_array, call_bias, call_t
 from harness.subjects.protocol import OPTIONAL_METHODS, Array, capabilities
 
 EXACT_TAPS = frozenset({"transformer.wte", "transformer.wpe"})
-_ALIBI_KEYS = 256
-_ALIBI_QUERIES = 5
+# The bias is measured over this many keys, and for the last queries of them as well as for one.
+ALIBI_KEYS = 512
+ALIBI_QUERIES = 5
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class _Stream:
     golden_logits: Any = None
     order_logits: list[Any] = field(default_factory=list)
     chained_logits: Array | None = None
+
+    def forget(self) -> None:
+        """Let go of everything that was computed."""
+        self.golden = self.subject = self.golden_logits = self.chained_logits = None
+        self.orders, self.order_logits = [], []
 
     @property
     def size(self) -> tuple[int, int]:
@@ -104,10 +110,13 @@ class Walk:
         for layer in range(self.config.n_layers):
             self.progress(f"layer {layer + 1} of {self.config.n_layers}")
             yield from self._layer(layer)
-        self.progress("head")
-        yield from self._head()
-        self.progress("deployed forward")
-        yield from self._deployed()
+        self.progress("head and deployed forward")
+        part = self.oracle.part("head")
+        for stream in self.streams:
+            yield from self._head(part, stream)
+            yield from self._deployed(stream)
+            # Logits of a large vocabulary are the largest arrays of all: those of one case at once.
+            stream.forget()
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -282,42 +291,38 @@ class Walk:
             if judged:
                 yield from self._rows("free-running", layer, stream, result, golden, orders)
 
-    def _head(self) -> Iterator[Event]:
-        part = self.oracle.part("head")
+    def _head(self, part: Part, stream: _Stream) -> Iterator[Event]:
         widths = head_widths(self.config)
         place = Place(None, "logits")
-        for stream in self.streams:
-            golden, orders = self._chained_head(part, stream)
-            if "head" not in self.offers:
+        golden, orders = self._chained_head(part, stream)
+        if "head" not in self.offers:
+            return
+        given = self.oracle.cast(stream.golden)
+        for result in self._taps(place, stream, "head", (given,), widths):
+            if not isinstance(result, dict):
+                yield result
                 continue
-            given = self.oracle.cast(stream.golden)
-            for result in self._taps(place, stream, "head", (given,), widths):
-                if not isinstance(result, dict):
-                    yield result
-                    continue
-                taps = {"hidden": given, **result}
-                yield from self._local(None, part, stream, taps, widths)
-            if stream.subject is None:
+            taps = {"hidden": given, **result}
+            yield from self._local(None, part, stream, taps, widths)
+        if stream.subject is None:
+            return
+        for result in self._taps(place, stream, "head", (stream.subject,), widths):
+            if not isinstance(result, dict):
+                yield result
                 continue
-            for result in self._taps(place, stream, "head", (stream.subject,), widths):
-                if not isinstance(result, dict):
-                    yield result
-                    continue
-                stream.chained_logits = result["logits"]
-                yield from self._rows("free-running", None, stream, result, golden, orders)
+            stream.chained_logits = result["logits"]
+            yield from self._rows("free-running", None, stream, result, golden, orders)
 
-    def _deployed(self) -> Iterator[Event]:
-        place = Place(None, "logits")
-        for stream in self.streams:
-            ids = stream.case.ids
-            try:
-                logits = call_array(
-                    "forward", self.subject.forward, (ids,), (*ids.shape, self.config.vocab_size)
-                )
-            except SubjectFailure as failure:
-                yield Failure(place, stream.case.name, str(failure), failure.detail)
-                continue
-            yield from self._logits(stream, logits, stream.chained_logits)
+    def _deployed(self, stream: _Stream) -> Iterator[Event]:
+        ids = stream.case.ids
+        try:
+            logits = call_array(
+                "forward", self.subject.forward, (ids,), (*ids.shape, self.config.vocab_size)
+            )
+        except SubjectFailure as failure:
+            yield Failure(Place(None, "logits"), stream.case.name, str(failure), failure.detail)
+            return
+        yield from self._logits(stream, logits, stream.chained_logits)
 
     def _logits(self, stream: _Stream, logits: Array, chained: Array | None) -> Iterator[Event]:
         """Judge deployed logits against the golden, and against the chain if there is one."""
@@ -336,8 +341,8 @@ class Walk:
     def _alibi(self) -> Iterator[Event]:
         if "attention_bias" not in self.offers:
             return
-        keys = min(self.config.max_seq_len, _ALIBI_KEYS)
-        for queries in sorted({1, min(_ALIBI_QUERIES, keys)}):
+        keys = min(self.config.max_seq_len, ALIBI_KEYS)
+        for queries in sorted({1, min(ALIBI_QUERIES, keys)}):
             yield from self._alibi_table(queries, keys)
 
     def _alibi_table(self, queries: int, keys: int, given: Array | None = None) -> Iterator[Event]:

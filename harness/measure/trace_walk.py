@@ -83,39 +83,34 @@ class TraceWalk(Walk):
     def _runs(self, stream: _Stream) -> bool:
         return True
 
-    def _head(self) -> Iterator[Event]:
-        part = self.oracle.part("head")
+    def _head(self, part: Part, stream: _Stream) -> Iterator[Event]:
         widths = head_widths(self.config)
-        place = Place(None, "logits")
-        for stream in self.streams:
-            golden, orders = self._chained_head(part, stream)
-            for result in self._taps(place, stream, "head", (), widths):
-                if not isinstance(result, dict):
-                    yield result
-                    continue
-                given = {} if stream.subject is None else {"hidden": stream.subject}
-                taps = {**given, **result}
-                yield from self._local(None, part, stream, taps, _reachable(part, taps, widths))
-                yield from self._rows("free-running", None, stream, result, golden, orders)
-                stream.chained_logits = result.get("logits")
+        golden, orders = self._chained_head(part, stream)
+        for result in self._taps(Place(None, "logits"), stream, "head", (), widths):
+            if not isinstance(result, dict):
+                yield result
+                continue
+            given = {} if stream.subject is None else {"hidden": stream.subject}
+            taps = {**given, **result}
+            yield from self._local(None, part, stream, taps, _reachable(part, taps, widths))
+            yield from self._rows("free-running", None, stream, result, golden, orders)
+            stream.chained_logits = result.get("logits")
 
-    def _deployed(self) -> Iterator[Event]:
+    def _deployed(self, stream: _Stream) -> Iterator[Event]:
         """Judge the logits of the deployed forward, and the dump's chain against them.
 
         A dump that was taken by hooks holds one set of logits, which then are the deployed ones.
         """
-        place = Place(None, "logits")
-        for stream in self.streams:
-            name, chained = stream.case.name, stream.chained_logits
-            logits = self.dump.taps[name].get(DEPLOYED, chained)
-            if logits is None:
-                continue
-            expected = (*stream.size, self.config.vocab_size)
-            if logits.shape != expected:
-                reason = f"{DEPLOYED} has shape {logits.shape}, expected {expected}"
-                yield Failure(place, name, reason, "")
-                continue
-            yield from self._logits(stream, logits, None if logits is chained else chained)
+        name, chained = stream.case.name, stream.chained_logits
+        logits = self.dump.taps[name].get(DEPLOYED, chained)
+        if logits is None:
+            return
+        expected = (*stream.size, self.config.vocab_size)
+        if logits.shape != expected:
+            reason = f"{DEPLOYED} has shape {logits.shape}, expected {expected}"
+            yield Failure(Place(None, "logits"), name, reason, "")
+            return
+        yield from self._logits(stream, logits, None if logits is chained else chained)
 
     def _alibi(self) -> Iterator[Event]:
         for stream in self.streams:

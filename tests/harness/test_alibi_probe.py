@@ -248,3 +248,13 @@ def test_a_missing_mask_is_not_read_as_a_wrong_alibi() -> None:
     assert not judged(attention, 12, 256, "float16")
     wrong = SeeingTheFuture(slopes**2, 12, 0.25, returns=np.float16)
     assert judged(wrong, 12, 256, "float16")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_a_probe_never_leaves_the_range_of_its_dtype(dtype: str) -> None:
+    """The scale of a broken attention may be anything, and the probe still comes to an end."""
+    slopes = reference_slopes(12, 4).numpy()
+    shape = AttentionShape(12, 12, 16, 0.25, dtype)
+    for factor in (0.0, 1e-6, 1e-3, 1e6, -1.0):
+        found = probe_bias(Attention(slopes, 12, 0.25 * factor), shape, slopes, 2, 512)
+        assert np.isfinite(found).all()
