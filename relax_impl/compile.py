@@ -15,10 +15,12 @@ from tvm import relax
 
 from relax_impl.config import MPTConfig
 from relax_impl.graph import Function, Graph, LayerOperations, build_graph
+from relax_impl.kernels import cuda
 from relax_impl.kernels.cpu import FAST
+from relax_impl.kernels.cuda.library import attach
 from relax_impl.layout import Layout
 from relax_impl.operations import PLAIN, Operations
-from relax_impl.target import resolve, use_all_cores
+from relax_impl.target import is_hopper, resolve, use_all_cores
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,17 @@ def cache_key(module: tvm.IRModule, target: tvm.target.Target) -> str:
 
 def default_operations(target: str) -> Operations:
     """Fastest building blocks for a target."""
-    return FAST if resolve(target).kind.name == "llvm" else PLAIN
+    resolved = resolve(target)
+    if is_hopper(resolved):
+        return cuda.FAST
+    return FAST if resolved.kind.name == "llvm" else PLAIN
+
+
+def default_roundings(config: MPTConfig, dtype: str, target: str) -> dict[str, str]:
+    """Where the building blocks of a target round, in the words of the subject protocol."""
+    if is_hopper(resolve(target)):
+        return cuda.roundings(config, dtype)
+    return {"scores": "float32", "probabilities": "float32"}
 
 
 PIPELINE_VERSION = "1"
@@ -98,13 +110,16 @@ def pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
     if target.kind.name == "cuda":
         # Otherwise every matrix product first writes a transposed copy of its weight.
         passes.insert(0, relax.transform.FuseTransposeMatmul())
+        # Taps that nobody keeps.
+        passes.insert(0, relax.transform.DeadCodeElimination())
     return tvm.transform.Sequential(passes)
 
 
 def _compile(graph: Graph, target: tvm.target.Target, path: Path) -> None:
     """Compile into `path`; another process never sees half of it."""
+    module = attach(graph.module, target) if target.kind.name == "cuda" else graph.module
     built = tvm.compile(
-        graph.module, target=target, relax_pipeline=pipeline(target), tir_pipeline="s_tir"
+        module, target=target, relax_pipeline=pipeline(target), tir_pipeline="s_tir"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, unfinished = tempfile.mkstemp(suffix=".so", prefix=".", dir=path.parent)

@@ -59,6 +59,11 @@ def resolve(target: str) -> Target:
     raise ValueError(f"target: expected llvm, cuda or a TVM target as JSON, found {target!r}")
 
 
+def is_hopper(target: Target) -> bool:
+    """Whether the target has the instructions of compute capability 9.0."""
+    return target.kind.name == "cuda" and str(target.attrs["arch"]) in ("sm_90", "sm_90a")
+
+
 def wide_vectors() -> bool:
     """Whether the current target has registers of 512 bits."""
     target = Target.current(allow_none=True)

@@ -42,13 +42,11 @@ class RelaxSubject:
     """
 
     protocol = 1
-    # Scores, probabilities and sums stay float32 in the port's attention and matrix products.
-    rounding = Rounding(scores="float32", probabilities="float32")
 
     def __init__(
         self, checkpoint: Path, dtype: str, target: str, fault: Planted | None = None
     ) -> None:
-        from relax_impl.compile import compile_model
+        from relax_impl.compile import compile_model, default_roundings
         from relax_impl.config import MPTConfig
         from relax_impl.loader import load_parameters, mapping
         from relax_impl.runtime import Model
@@ -72,6 +70,8 @@ class RelaxSubject:
         self._parameters = load_parameters(config, reader, dtype, weight_map)
         self._model = Model(library, self._parameters)
         self._config = config
+        places: dict[str, Any] = default_roundings(config, dtype, target)
+        self.rounding = Rounding(**places)
         self.name = f"relax-{library.target}"
         self.dtype = dtype
         self.compile_cached = library.cached

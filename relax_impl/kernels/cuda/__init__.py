@@ -1,0 +1,179 @@
+"""Kernels for Hopper GPUs (sm_90a), and the operations made of them.
+
+Where a kernel does not fit (float32, odd widths), the same operation in Relax operators takes its
+place, with the same roundings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from tvm.relax.frontend.nn import Tensor, op
+
+from relax_impl.attention import Attention, portable
+from relax_impl.config import MPTConfig
+from relax_impl.kernels.cuda import attention as flash_attention
+from relax_impl.kernels.cuda import gemm as products
+from relax_impl.kernels.cuda import norm as norms
+from relax_impl.operations import PLAIN, Operations, Tap, product, rounded, scaled
+
+if TYPE_CHECKING:
+    from relax_impl.model import MPTBlock, MPTEmbedding, MPTLinear, MPTNorm
+
+
+def finished(
+    x: Tensor,
+    linear: MPTLinear,
+    *,
+    clip: float | None = None,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Linear layer and what follows it, in float32 and rounded once."""
+    if products.fits(x.dtype, linear.rows, linear.columns):
+        return products.gemm(x, linear.weight, linear.bias, clip=clip, gelu=gelu, residual=residual)
+    wide = product(x, linear.matrix())
+    if linear.bias is not None:
+        wide = wide + op.astype(linear.bias, "float32")
+    if clip is not None:
+        wide = op.minimum(op.maximum(wide, -clip), clip)
+    if gelu:
+        wide = op.gelu(wide)
+    if residual is not None:
+        wide = wide + op.astype(residual, "float32")
+    return rounded(wide, x.dtype)
+
+
+def linear(x: Tensor, linear: MPTLinear) -> Tensor:
+    """Linear layer, see `operations.linear`."""
+    return finished(x, linear)
+
+
+def unembed(hidden: Tensor, table: MPTEmbedding, logit_scale: float | None) -> Tensor:
+    """Logits in float32, see `operations.unembed`."""
+    if not products.fits(hidden.dtype, table.rows, table.columns):
+        return PLAIN.unembed(hidden, table, logit_scale)
+    return scaled(products.gemm(hidden, table.weight, out_dtype="float32"), logit_scale)
+
+
+def norm(x: Tensor, norm: MPTNorm) -> Tensor:
+    """Layer norm or RMS norm, see `operations.norm`."""
+    if not norms.fits(x.dtype, int(x.shape[-1])):
+        return PLAIN.norm(x, norm)
+    return norms.norm(x, norm.weight, norm.bias, norm.epsilon, norm.is_rms)
+
+
+def has_kernel(attention: Attention, dtype: str, config: MPTConfig) -> bool:
+    """Whether the kernel computes this attention: it knows no other bias, mask or rounding."""
+    own = Attention(scale=attention.scale, lowering=attention.lowering)
+    return attention == own and flash_attention.fits(dtype, config.head_dim)
+
+
+def flash(
+    attention: Attention, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, config: MPTConfig
+) -> Tensor:
+    """Lower attention to the kernel, over three tensors (b, s, heads, D)."""
+    if not has_kernel(attention, q.dtype, config):
+        return portable(attention, q, k, v, slopes, config)
+    flat = tuple(op.reshape(x, (*x.shape[:2], x.shape[2] * x.shape[3])) for x in (q, k, v))
+    heads = (config.n_heads, config.kv_n_heads, config.head_dim)
+    scale = attention.scale(config)
+    context = flash_attention.flash(flat, (0, 0, 0), slopes, heads, scale, config.alibi)
+    return op.reshape(context, q.shape)
+
+
+def untouched(ops: Operations, *fields: str) -> bool:
+    """Whether these building blocks are the ones that the fused kernels stand for."""
+    return all(getattr(ops, field) == getattr(FAST, field) for field in fields)
+
+
+def attend(ops: Operations, block: MPTBlock, qkv: Tensor, tap: Tap) -> Tensor:
+    """Context (b, s, d_model) of the fused projection."""
+    config, attn = block.config, block.attn
+    slopes = Tensor.from_const(ops.slopes(config))
+    attention = ops.attention
+    if (
+        not config.qk_ln
+        and untouched(ops, "split", "split_heads", "merge_heads")
+        and isinstance(attention, Attention)
+        and has_kernel(attention, qkv.dtype, config)
+    ):
+        d, kv = config.d_model, config.kv_dim
+        heads = (config.n_heads, config.kv_n_heads, config.head_dim)
+        scale = attention.scale(config)
+        return flash_attention.flash(
+            (qkv, qkv, qkv), (0, d, d + kv), slopes, heads, scale, config.alibi
+        )
+    q, k, v = ops.split(qkv, config)
+    if config.qk_ln:
+        q = tap("attn.q_ln", ops.norm(q, attn.q_ln))
+        k = tap("attn.k_ln", ops.norm(k, attn.k_ln))
+    q = ops.split_heads(q, config.n_heads)
+    k, v = (ops.split_heads(x, config.kv_n_heads) for x in (k, v))
+    return ops.merge_heads(attention(q, k, v, slopes, config))
+
+
+def project(ops: Operations, block: MPTBlock, x: Tensor) -> Tensor:
+    """Queries, keys and values, clipped."""
+    linear, limit = block.attn.Wqkv, block.config.clip_qkv
+    if untouched(ops, "linear", "clip"):
+        return finished(x, linear, clip=limit)
+    return ops.clip(ops.linear(x, linear), limit)
+
+
+def activate(ops: Operations, up: MPTLinear, x: Tensor, tap: Tap) -> Tensor:
+    """GELU of the up projection."""
+    projected = tap("ffn.up_proj", ops.linear(x, up))
+    if untouched(ops, "linear", "activation"):
+        return finished(x, up, gelu=True)
+    return ops.activation(projected)
+
+
+def join(
+    ops: Operations, linear: MPTLinear, x: Tensor, hidden: Tensor, tap: Tap, at: str
+) -> Tensor:
+    """The stream plus a projection, whose tap is `at`."""
+    update = tap(at, ops.linear(x, linear))
+    if untouched(ops, "linear", "residual"):
+        return finished(x, linear, residual=hidden)
+    return ops.residual(hidden, update)
+
+
+def block(ops: Operations, block: MPTBlock, hidden: Tensor, tap: Tap) -> Tensor:
+    """Pre-norm block in which GELU and the residual sums see unrounded products.
+
+    A tap of such a product is computed beside it, from the same input; in a function that keeps no
+    taps it is dead code.
+    """
+    attn, ffn = block.attn, block.ffn
+    x = tap("norm_1", ops.norm(hidden, block.norm_1))
+    qkv = tap("attn.Wqkv", project(ops, block, x))
+    context = tap("attn.context", attend(ops, block, qkv, tap))
+    joined = join(ops, attn.out_proj, context, hidden, tap, "attn.out_proj")
+    hidden = tap("attn.residual", joined)
+    x = tap("norm_2", ops.norm(hidden, block.norm_2))
+    x = tap("ffn.act", activate(ops, ffn.up_proj, x, tap))
+    return tap("output", join(ops, ffn.down_proj, x, hidden, tap, "ffn.down_proj"))
+
+
+FAST = dataclasses.replace(
+    PLAIN,
+    norm=norm,
+    linear=linear,
+    attention=Attention(lowering=flash),
+    unembed=unembed,
+    block=block,
+)
+"""Every heavy operation as a kernel of this directory."""
+
+
+def roundings(config: MPTConfig, dtype: str) -> dict[str, str]:
+    """Where `FAST` rounds to the storage dtype, in the words of the subject protocol."""
+    kernel = flash_attention.fits(dtype, config.head_dim)
+    return {
+        "scores": "float32",
+        "probabilities": "storage" if kernel else "float32",
+        "residual": "fused",
+        "activation": "fused",
+    }

@@ -1,0 +1,205 @@
+"""Matrix products with everything that follows them: bias, clipping, GELU, the residual stream."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from tvm.relax.frontend.nn import Tensor, op
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from relax_impl.kernels.cuda.library import call
+from relax_impl.kernels.cuda.source import C_TYPES, source
+
+TILE_M, TILE_N, TILE_K, STAGES = 128, 256, 64, 4
+BLOCKS = 132
+"""Multiprocessors of an H100 SXM; with fewer, blocks wait for their turn."""
+SHARED = STAGES * (TILE_M + TILE_N) * TILE_K * 2 + 4 * 64 * 128 + 2 * STAGES * 8
+ROW_BYTES = 128
+SWIZZLE, PROMOTION = 3, 2
+"""Of the copy engine: in rows of 128 bytes; fetch 128 bytes into the L2 cache at a time."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gemm:
+    """Product of x (m, k) and a weight [n, k], for any m.
+
+    Parameters
+    ----------
+    n, k
+        Multiples of 8, as the copy engine moves 16 bytes at least.
+    dtype, out_dtype
+        Of the operands, float16 or bfloat16; and of the result, the same or float32.
+    bias
+        Whether a bias (n,) is added.
+    clip
+        Limit of the absolute value, or None.
+    gelu
+        Whether GELU follows.
+    residual
+        Whether a stream (m, n) is added last.
+    """
+
+    n: int
+    k: int
+    dtype: str
+    out_dtype: str
+    bias: bool = False
+    clip: float | None = None
+    gelu: bool = False
+    residual: bool = False
+
+    def kind(self) -> str:
+        """Identifier of this kernel among all."""
+        parts = ["gemm", self.dtype, self.out_dtype, f"{self.n}x{self.k}"]
+        parts += [name for name in ("bias", "gelu", "residual") if getattr(self, name)]
+        if self.clip is not None:
+            parts.append("clip" + float(self.clip).hex())
+        return "".join(c if c.isalnum() else "_" for c in "_".join(parts))
+
+    def device_function(self) -> str:
+        """The instance of the device function."""
+        flags = (self.bias, self.clip is not None, self.gelu, self.residual)
+        values = ", ".join("true" if flag else "false" for flag in flags)
+        return f"mpt::gemm<{C_TYPES[self.dtype]}, {C_TYPES[self.out_dtype]}, {values}>"
+
+    def __call__(self, name: str) -> PrimFunc:
+        """Make the kernel: x, weight, bias, residual, out; what is not used may be anything."""
+        N, K, dtype, out_dtype = self.n, self.k, self.dtype, self.out_dtype
+        bias_shape = (N,) if self.bias else (N, K)
+        residual_width = N if self.residual else K
+        limit = float(self.clip or 0)
+        function, code = self.device_function(), source()
+        out_size = 4 if out_dtype == "float32" else 2
+        box = ROW_BYTES // out_size
+
+        @T.prim_func
+        def gemm(
+            x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle
+        ) -> None:
+            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            M = T.int32()
+            x = T.match_buffer(x_, (M, K), dtype, align=16)
+            weight = T.match_buffer(weight_, (N, K), dtype, align=16)
+            bias = T.match_buffer(bias_, bias_shape, dtype, align=16)
+            residual = T.match_buffer(residual_, (M, residual_width), dtype, align=16)
+            out = T.match_buffer(out_, (M, N), out_dtype, align=16)
+            x_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+            T.call_packed(
+                "runtime.cuTensorMapEncodeTiled",
+                x_map,
+                dtype,
+                2,
+                x.data,
+                K,
+                M,
+                K * 2,
+                TILE_K,
+                TILE_M,
+                1,
+                1,
+                0,
+                SWIZZLE,
+                PROMOTION,
+                0,
+            )
+            weight_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+            T.call_packed(
+                "runtime.cuTensorMapEncodeTiled",
+                weight_map,
+                dtype,
+                2,
+                weight.data,
+                K,
+                N,
+                K * 2,
+                TILE_K,
+                TILE_N // 2,
+                1,
+                1,
+                0,
+                SWIZZLE,
+                PROMOTION,
+                0,
+            )
+            out_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+            T.call_packed(
+                "runtime.cuTensorMapEncodeTiled",
+                out_map,
+                out_dtype,
+                2,
+                out.data,
+                N,
+                M,
+                N * out_size,
+                box,
+                64,
+                1,
+                1,
+                0,
+                SWIZZLE,
+                PROMOTION,
+                0,
+            )
+            T.device_entry()
+            _rank = T.cta_id_in_cluster([2])
+            _block = T.cta_id([BLOCKS])
+            _thread = T.thread_id([384])
+            pool = T.SMEMPool()
+            shared = pool.alloc((SHARED,), "uint8", align=1024)
+            pool.commit()
+            T.evaluate(
+                T.cuda.func_call(
+                    function,
+                    T.address_of(x_map),
+                    T.address_of(weight_map),
+                    T.address_of(out_map),
+                    bias.data,
+                    residual.data,
+                    M,
+                    N,
+                    K,
+                    T.float32(limit),
+                    shared.ptr_to([0]),
+                    source_code=code,
+                )
+            )
+
+        return gemm
+
+
+def fits(dtype: str, n: int, k: int) -> bool:
+    """Whether the kernel can multiply by a weight [n, k]."""
+    return dtype in ("float16", "bfloat16") and n % 8 == 0 and k % 8 == 0
+
+
+def gemm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out_dtype: str | None = None,
+    clip: float | None = None,
+    gelu: bool = False,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """Emit the product of x (b, s, k) and weight [n, k]; see `Gemm`."""
+    b, s, k = x.shape
+    n = int(weight.shape[0])
+    dtype = str(x.dtype)
+    out_dtype = out_dtype or dtype
+    kernel = Gemm(n, int(k), dtype, out_dtype, bias is not None, clip, gelu, residual is not None)
+
+    def rows(tensor: Tensor, width: Any) -> Tensor:
+        return op.reshape(tensor, (b * s, width))
+
+    flat = rows(x, k)
+    arguments = [
+        flat,
+        weight,
+        weight if bias is None else bias,
+        flat if residual is None else rows(residual, n),
+    ]
+    result = call(kernel.kind(), kernel, arguments, (b * s, n), out_dtype)
+    return op.reshape(result, (b, s, n))
