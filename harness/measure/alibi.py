@@ -146,9 +146,7 @@ def probe_bias(
         return result
     scale = _scale_in_force(attend, shape, result, query_length, key_length)
     # An attention that stores q.k before it scales can hold no more than its dtype can.
-    lift = np.minimum(
-        (float(slopes.max()) * key_length + _MARGIN) / scale, LARGEST[shape.dtype] / 2
-    )
+    lift = np.minimum((float(slopes.max()) * key_length + _MARGIN) / scale, LARGEST[shape.dtype])
     widths = {head: _width(float(slopes[head]), key_length) for head in far}
     for width in sorted(set(widths.values())):
         chain = _chain(attend, shape, lift, query_length, key_length, width)
