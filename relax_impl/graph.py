@@ -11,10 +11,13 @@ from tvm import relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
+from relax_impl.attention import Attention
+from relax_impl.cached import PANEL, Past, key_shape
 from relax_impl.config import MPTConfig
 from relax_impl.layout import Layout
-from relax_impl.model import MPTBlock, MPTForCausalLM
+from relax_impl.model import MPTBlock, MPTEmbedding, MPTForCausalLM
 from relax_impl.operations import Operations
+from relax_impl.operations import last as pick_last
 from relax_impl.topology import block_topology, embedding_topology, head_topology
 
 LayerOperations = Callable[[int], Operations]
@@ -79,15 +82,21 @@ class _Builder:
         parameters: Iterable[tuple[str, nn.Parameter]],
         emit: Callable[..., Tensor | _Taps],
     ) -> None:
-        """Add a function that `emit` writes, given its inputs as tensors."""
+        """Add a function that `emit` writes, given its inputs as tensors.
+
+        A size is a number, the name of a symbolic one, or a name and the number it is multiplied
+        by.
+        """
         sizes: dict[str, tirx.Var] = {}
 
-        def dimension(size: int | str) -> Any:
+        def dimension(size: int | str | tuple[str, int]) -> Any:
+            if isinstance(size, tuple):
+                return dimension(size[0]) * size[1]
             return (
                 sizes.setdefault(size, tirx.Var(size, "int64")) if isinstance(size, str) else size
             )
 
-        def tensor(name: str, shape: Iterable[int | str], dtype: str) -> Tensor:
+        def tensor(name: str, shape: Iterable[Any], dtype: str) -> Tensor:
             return Tensor.placeholder([dimension(size) for size in shape], dtype, name)
 
         arguments = [tensor(key, shape, dtype) for key, (shape, dtype) in inputs.items()]
@@ -130,8 +139,28 @@ def _one_layout(config: MPTConfig, operations: LayerOperations) -> Layout:
     return layouts.pop()
 
 
+def _after_a_past(ops: Operations, past: Past) -> Operations:
+    """Return building blocks that see the past; all the rest is what runs without one."""
+    # A fault may put a bare function where the attention is; it has no pieces to share.
+    plain = ops.attention if isinstance(ops.attention, Attention) else Attention()
+
+    def attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, config: MPTConfig) -> Tensor:
+        return ops.cached(plain, q, k, v, slopes, config, past)
+
+    def positions(ids: Tensor, table: MPTEmbedding) -> Tensor:
+        return ops.positions_after(ids, table, past.lengths, past.starts)
+
+    return dataclasses.replace(ops, attention=attention, positions=positions)
+
+
 def build_graph(config: MPTConfig, dtype: str, operations: LayerOperations) -> Graph:
-    """Write the functions embed, block, attend, head and forward.
+    """Write the functions embed, block, attend, head, forward, extend and last.
+
+    `extend` is forward with a past: new ids (b, s), the number of slots each sequence holds and of
+    those that are padding, and for every layer keys and values, which it changes in place. It
+    returns the stream of the new positions. Batch, length and capacity are symbolic: a prefill is
+    the call whose past is empty, a decode step the one with s = 1. `last` picks a position of every
+    sequence, so that the head need not run on all of them.
 
     Parameters
     ----------
@@ -175,6 +204,13 @@ def build_graph(config: MPTConfig, dtype: str, operations: LayerOperations) -> G
             stream = one.forward(operations(layer), stream)
         return model.head(last, stream)
 
+    def extend(ids: Tensor, lengths: Tensor, starts: Tensor, *caches: Tensor) -> Tensor:
+        pasts = [Past(lengths, starts, *pair) for pair in zip(*[iter(caches)] * 2, strict=True)]
+        stream = model.embed(_after_a_past(first, pasts[0]), ids)
+        for layer, one in enumerate(model.transformer.blocks):
+            stream = one.forward(_after_a_past(operations(layer), pasts[layer]), stream)
+        return stream
+
     head_names = list(head_topology(config))
     if config.tie_word_embeddings:
         head_names.append("transformer.wte.weight")
@@ -199,5 +235,17 @@ def build_graph(config: MPTConfig, dtype: str, operations: LayerOperations) -> G
         build.add(name, hidden, [(name, block_named[name]) for name in block_names], one_block)
         build.add(variant_name("attend", variant), queries | keys, [], attend)
     build.add("forward", ids, list(named.items()), forward)
+    caches: dict[str, tuple[tuple[Any, ...], str]] = {}
+    for layer in range(config.n_layers):
+        held = (key_shape(config, "b", "p"), dtype)
+        caches |= {f"keys_{layer}": held}
+        caches |= {f"values_{layer}": (("b", config.kv_n_heads, ("p", PANEL), dim), dtype)}
+    sequences = {name: (("b",), "int32") for name in ("lengths", "starts")}
+    # The stream after the last block needs neither the final norm nor the head.
+    needed = [*embedding_topology(config)] + [
+        n for n in named if n.startswith("transformer.blocks.")
+    ]
+    build.add("extend", ids | sequences | caches, [(n, named[n]) for n in needed], extend)
+    build.add("last", hidden | {"index": (("b",), "int32")}, [], pick_last)
     module = build.builder.finalize()
     return Graph(module, build.functions, tuple(table), layout)

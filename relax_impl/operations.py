@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tvm import relax, te
+from tvm import relax, te, tirx
 from tvm.relax.frontend.nn import Tensor, op
 from tvm.relax.frontend.nn.core import wrap_nested
 
 from relax_impl import alibi
 from relax_impl.attention import Attention
+from relax_impl.cached import CachedAttention
 from relax_impl.config import MPTConfig
 from relax_impl.layout import ROWS, Layout
 
@@ -45,6 +46,8 @@ class Operations:
     """Rows of a table for ids (b, s)."""
     positions: Callable[[Tensor, MPTEmbedding], Tensor]
     """Position rows for ids (b, s)."""
+    positions_after: Callable[[Tensor, MPTEmbedding, Tensor, Tensor], Tensor]
+    """The same where lengths (b,) slots lie before them, of which starts (b,) are padding."""
     mix: Callable[[Tensor, Tensor | None, float], Tensor]
     """Stream into block 0 from token rows, position rows (or None) and embedding_fraction."""
     norm: Callable[[Tensor, MPTNorm], Tensor]
@@ -56,6 +59,8 @@ class Operations:
     """(b, s, heads * D) to (b, s, heads, D)."""
     attention: Callable[[Tensor, Tensor, Tensor, Tensor, MPTConfig], Tensor]
     """Context (b, sq, H, D) of q (b, sq, H, D), k and v (b, sk, kvH, D), and slopes (H,)."""
+    cached: CachedAttention
+    """Attention with a past; takes bias, mask and scale from `attention`."""
     merge_heads: Callable[[Tensor], Tensor]
     activation: Callable[[Tensor], Tensor]
     residual: Callable[[Tensor, Tensor], Tensor]
@@ -110,6 +115,34 @@ def positions(ids: Tensor, table: MPTEmbedding) -> Tensor:
         )
 
     return op.tensor_expr_op(gather, "positions", [ids, table.weight])
+
+
+def positions_after(ids: Tensor, table: MPTEmbedding, lengths: Tensor, starts: Tensor) -> Tensor:
+    """Gather position rows counted from the first slot that is no padding; padding gets row 0."""
+    layout, columns = table.layout, table.columns
+
+    def gather(ids: Any, weight: Any, lengths: Any, starts: Any) -> Any:
+        def element(b: Any, s: Any, k: Any) -> Any:
+            place = lengths[b].astype("int64") + s - starts[b].astype("int64")
+            return layout.element(weight, tirx.max(place, tirx.const(0, "int64")), k)
+
+        return te.compute((*ids.shape, columns), element, name="positions_after")
+
+    arguments = [ids, table.weight, lengths, starts]
+    return op.tensor_expr_op(gather, "positions_after", arguments)
+
+
+def last(hidden: Tensor, index: Tensor) -> Tensor:
+    """Pick one position of every sequence: (b, s, d) and (b,) to (b, 1, d)."""
+
+    def gather(hidden: Any, index: Any) -> Any:
+        return te.compute(
+            (hidden.shape[0], 1, hidden.shape[2]),
+            lambda b, _, d: hidden[b, index[b].astype("int64"), d],
+            name="last",
+        )
+
+    return op.tensor_expr_op(gather, "last", [hidden, index])
 
 
 def mix(token: Tensor, position: Tensor | None, fraction: float) -> Tensor:
@@ -237,6 +270,7 @@ PLAIN = Operations(
     slopes=alibi.slopes,
     embed=embed,
     positions=positions,
+    positions_after=positions_after,
     mix=mix,
     norm=norm,
     linear=linear,
@@ -244,6 +278,7 @@ PLAIN = Operations(
     split=split,
     split_heads=split_heads,
     attention=Attention(),
+    cached=CachedAttention(),
     merge_heads=merge_heads,
     activation=gelu,
     residual=residual,

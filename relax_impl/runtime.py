@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,9 @@ class Model:
         self.config = library.config
         self.dtype = library.dtype
         self.device = tvm.device("cpu" if library.target == "llvm" else library.target)
+        self.numpy_dtype = next(
+            a.dtype for a in parameters.tensors.values() if str(a.dtype) == library.dtype
+        )
         self._machine = relax.VirtualMachine(library.executable, self.device)
         self._weights = {name: self._tensor(value) for name, value in parameters.tensors.items()}
 
@@ -94,6 +98,22 @@ class Model:
         arrays = (self._tensor(array) for array in (q, k, v))
         return self._call(variant_name("attend", self._variant(layer)), "", *arrays).numpy()
 
+    def extend(self, ids: Array, lengths: Array, starts: Array, caches: Sequence[Any]) -> Any:
+        """Stream (b, s, d_model) of new ids after a past, left on the device.
+
+        The caller answers for the sizes; `decoder.Decoder` is what checks them.
+        """
+        arrays = [self._tensor(np.asarray(a, np.int32)) for a in (ids, lengths, starts)]
+        return self._call("extend", "", *arrays, *caches)
+
+    def last(self, hidden: Any, index: Array) -> Any:
+        """One position of every sequence of a stream on the device, (b, 1, d_model)."""
+        return self._call("last", "", hidden, self._tensor(np.asarray(index, np.int32)))
+
+    def unembed(self, hidden: Any) -> NDArray[np.float32]:
+        """Logits (b, s, vocab_size) of a stream on the device."""
+        return self._call("head", "", hidden)[-1].numpy()
+
     def _tensor(self, array: Any) -> Any:
         return tvm.runtime.tensor(np.ascontiguousarray(array), self.device)
 
@@ -112,6 +132,22 @@ class Model:
         return self.library.variants[layer]
 
     def _ids(self, ids: Any) -> Any:
+        ids = self.checked_ids(ids)
+        if self.config.has_wpe and ids.shape[1] > self.config.max_seq_len:
+            raise InputError(
+                f"ids: expected at most {self.config.max_seq_len} positions "
+                f"(the position embedding ends there), found {ids.shape[1]}"
+            )
+        return self._tensor(ids)
+
+    def checked_ids(self, ids: Any) -> NDArray[np.int32]:
+        """Ids (b, s) as int32.
+
+        Raises
+        ------
+        InputError
+            They are no integers of this shape within the vocabulary.
+        """
         ids = _integers(ids)
         if ids.ndim != 2 or 0 in ids.shape:
             raise InputError(f"ids: expected shape (batch, sequence), found {ids.shape}")
@@ -119,12 +155,7 @@ class Model:
             raise InputError(
                 f"ids: expected 0..{self.config.vocab_size - 1}, found {ids.min()}..{ids.max()}"
             )
-        if self.config.has_wpe and ids.shape[1] > self.config.max_seq_len:
-            raise InputError(
-                f"ids: expected at most {self.config.max_seq_len} positions "
-                f"(the position embedding ends there), found {ids.shape[1]}"
-            )
-        return self._tensor(ids.astype(np.int32))
+        return ids.astype(np.int32)
 
     def _hidden(self, hidden: Array) -> Any:
         self._check("hidden", hidden, (None, None, self.config.d_model))

@@ -9,7 +9,9 @@ import tvm
 from tvm.relax.frontend.nn import Tensor, op
 
 from relax_impl.attention import Attention
+from relax_impl.cached import CachedAttention
 from relax_impl.kernels.cpu.attention import flash
+from relax_impl.kernels.cpu.cached import over_cache
 from relax_impl.kernels.cpu.linear import linear_kernel
 from relax_impl.kernels.cpu.rowwise import gelu_kernel, norm_kernel
 from relax_impl.layout import PANELS
@@ -67,6 +69,7 @@ FAST = dataclasses.replace(
     norm=norm,
     linear=linear,
     attention=Attention(lowering=flash),
+    cached=CachedAttention(lowering=over_cache),
     activation=gelu,
     unembed=unembed,
     layout=PANELS,
