@@ -152,8 +152,10 @@ def exhibit(witness: Witness, place: Place) -> Exhibit:
     # makes it larger where it makes the values larger.
     added = float(np.sqrt(np.maximum(within**2 - ulp(truth, storage) ** 2 / 12.0, 0.0).max()))
 
+    size = _size(truth)
+
     def accumulation(expected: Float) -> float:
-        return added * max(1.0, _size(expected) / max(_size(truth), np.finfo(float).tiny))
+        return added * max(1.0, _size(expected) / size) if size > 0 else added
 
     def noise(expected: Float) -> Float:
         result: Float = np.hypot(ulp(expected, storage) / np.sqrt(12.0), accumulation(expected))
