@@ -10,7 +10,11 @@ stands there already is not measured again.
 
 Caught is what ends as ``diverges``. Two ways are counted apart: by a tap, or only because a tensor
 did not arrive under its name (the mapper's conservation law, which needs ``parameters()``).
-Equivalent mutations stand in their own table: there, caught is a false alarm.
+Equivalent mutations stand in their own table: there, caught is a false alarm. A survivor that gives
+the very numbers of the healthy port is dead: the library is at fault, not the gate.
+
+In place is what a tap sees in the sub-module that was planted in. The probe of ALiBi measures the
+attention of block 0, so that ``alibi`` and that block's ``attn.context`` are one sub-module.
 
 The work of the oracle that is the same for every fault is remembered between checks of one
 checkpoint; that changes no number.
@@ -24,6 +28,7 @@ import os
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -37,6 +42,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from cases.exposure import EXPOSURES, materialise
+from harness.faults.anchor import shows
 from harness.faults.library import library
 from harness.faults.model import Fault, Planted
 from harness.pipeline import SHIPPED, Request, check
@@ -61,14 +67,30 @@ class Result:
     seconds: float
     reason: str = ""
     shipped_prompts: bool = False
+    dead: bool = False
 
     @property
     def caught(self) -> bool:
         return self.verdict == "diverges"
 
     @property
-    def misplaced(self) -> bool:
-        return self.by_tap and self.found != self.expected
+    def placed(self) -> bool:
+        """Whether a tap saw it first in the sub-module expected."""
+        return self.by_tap and _module(self.found) == _module(self.expected)
+
+    @property
+    def layered(self) -> bool:
+        """Whether a tap saw it first in the layer expected, or at the end expected."""
+        return self.by_tap and _layer(self.found) == _layer(self.expected)
+
+
+def _module(tap: str) -> str:
+    return "transformer.blocks.0.attn.context" if tap == "alibi" else tap
+
+
+def _layer(tap: str) -> str:
+    parts = _module(tap).split(".")
+    return parts[2] if parts[1:2] == ["blocks"] else tap
 
 
 def folder() -> Path:
@@ -82,7 +104,7 @@ def checkpoint(exposure: str) -> Path:
 
 
 def prompt(exposure: str, directory: Path) -> Path:
-    """Write a batch of two rows: held-out text for the trained one, random ids for the others."""
+    """Write one or two prompts: held-out text for the trained one, random ids for the others."""
     config = json.loads((checkpoint(exposure) / "config.json").read_text())
     vocab, longest = config["vocab_size"], config["max_seq_len"]
     length = min(
@@ -151,14 +173,16 @@ def _one(fault: Fault, where: Path, prompts: Path | None) -> Result:
     }
     try:
         source = None if prompts is None else str(prompts)
-        report = check(Request(checkpoint=where, prompts=source, fault=fault.name))
+        report = check(Request(checkpoint=where, prompts=source, fault=fault.name, diagnose=False))
     except Exception as error:
         seconds = time.perf_counter() - started
         reason = f"{type(error).__name__}: {error}"
         return Result(**common, verdict="error", by_tap=False, tensors=0, found="", mode="",
                       seconds=seconds, reason=reason)  # fmt: skip
     first = report.first_divergence
+    survived = report.verdict == "conforms" and not fault.equivalent and prompts is None
     return Result(
+        dead=survived and not _shows(fault, where),
         **common,
         verdict=report.verdict,
         by_tap=first is not None,
@@ -168,6 +192,14 @@ def _one(fault: Fault, where: Path, prompts: Path | None) -> Result:
         seconds=time.perf_counter() - started,
         reason=(first.reason if first else "") or report.reason,
     )
+
+
+def _shows(fault: Fault, where: Path) -> bool:
+    """Return whether a survivor changes any number at all, in a batch of two."""
+    config = json.loads((where / "config.json").read_text())
+    shape = (2, min(config["max_seq_len"], 640))
+    ids = np.random.default_rng(11).integers(0, config["vocab_size"], shape)
+    return shows(Planted(fault), where, ids.astype(np.int32))
 
 
 def known(record: Path | None, names: set[str]) -> list[Result]:
@@ -201,27 +233,27 @@ def chunks(faults: list[Fault], size: int) -> list[tuple[str, list[str]]]:
 def show(results: list[Result], seconds: float) -> None:
     """Print the table, the rates and what went wrong."""
     for r in results:
-        mark = " misplaced" * r.misplaced
+        mark = " misplaced" * (r.by_tap and not r.equivalent and not r.placed)
         print(f"{r.name:34} {r.verdict:10} {r.found or '-':38} expected {r.expected or '-'}{mark}")
     faults = [r for r in results if not r.equivalent]
     same = [r for r in results if r.equivalent]
-    print()
-    for area in sorted({r.area for r in faults}):
-        mine = [r for r in faults if r.area == area]
-        counts = [sum(r.caught for r in mine), len(mine), sum(r.by_tap for r in mine)]
-        placed = sum(r.by_tap and not r.misplaced for r in mine)
+    print(f"\n{'area':12} faults caught   rate  by a tap  sub-module  layer")
+    for area in [*sorted({r.area for r in faults}), "all"]:
+        mine = [r for r in faults if area in (r.area, "all")]
+        caught, tapped = sum(r.caught for r in mine), sum(r.by_tap for r in mine)
         print(
-            f"{area:12} {counts[0]:3} of {counts[1]:3} caught, {counts[2]:3} by a tap, "
-            f"{placed:3} in place"
+            f"{area:12} {len(mine):6} {caught:6} {caught / len(mine):6.1%} {tapped:9} "
+            f"{sum(r.placed for r in mine):11} {sum(r.layered for r in mine):6}"
         )
-    caught, tapped = sum(r.caught for r in faults), sum(r.by_tap for r in faults)
-    print(f"{'all':12} {caught:3} of {len(faults):3} caught, {tapped:3} by a tap")
-    print("survivors:", ", ".join(r.name for r in faults if not r.caught) or "none")
-    print(
-        "by arrival only:", ", ".join(r.name for r in faults if r.caught and not r.by_tap) or "none"
-    )
-    print("equivalent:", len(same), "false alarms:",
-          ", ".join(r.name for r in same if r.caught) or "none")  # fmt: skip
+
+    def names(chosen: Iterable[Result]) -> str:
+        return ", ".join(r.name for r in chosen) or "none"
+
+    print("survivors:", names(r for r in faults if not r.caught and not r.dead))
+    print("dead:", names(r for r in faults if r.dead))
+    print("by arrival only:", names(r for r in faults if r.caught and not r.by_tap))
+    print("another sub-module:", names(r for r in faults if r.by_tap and not r.placed))
+    print("equivalent:", len(same), "false alarms:", names(r for r in same if r.caught))
     for r in results:
         if r.verdict not in ("diverges", "conforms") or (r.reason and r.equivalent):
             print(f"{r.name}: {r.verdict}: {r.reason}")

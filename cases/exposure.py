@@ -181,6 +181,30 @@ def _build() -> dict[str, Exposure]:
         "one block and both ends at the sizes of mpt-7b: long reductions",
         PUBLISHED | {"n_layers": 1},
     )
+    # A seed follows from the place: what is new comes last.
+    add(
+        "clip-qk-ln",
+        "queries and keys are clipped and then normalised, values are clipped alone",
+        _attention(clip_qkv=1.5, qk_ln=True),
+        profile=loud,
+    )
+    add(
+        "clip-biases",
+        "the bias is added before clipping",
+        small_config(no_bias=False, attn_config={"clip_qkv": 1.5}),
+        profile=loud,
+    )
+    add(
+        "epsilon-1e-6",
+        "layer_norm_epsilon 1e-6, and a stream whose variance is near it",
+        small_config(layer_norm_epsilon=1e-6),
+        profile=ScaleProfile(embedding_std=0.004, residual_gain=0.002),
+    )
+    add(
+        "layers-12",
+        "layers 10 and 11, which come before 2 where names are sorted as text",
+        small_config(5, n_layers=12),
+    )
     return made
 
 

@@ -70,10 +70,21 @@ def _even_first(config: Any) -> Any:
     return np.concatenate([slopes[0::2], slopes[1::2]])[: config.n_heads]
 
 
+def _by_key_head(config: Any) -> Any:
+    """Give all query heads of a key head the slope that it would have as a query head."""
+    power = 1 << (config.kv_n_heads - 1).bit_length()
+    slopes = np.exp2(-np.arange(1, power + 1) * config.alibi_bias_max / power)
+    return np.repeat(_interleaved(slopes, config.kv_n_heads), config.n_heads // config.kv_n_heads)
+
+
 def _fault(
-    name: str, summary: str, operations: Mutation, evidence: str = "invented", tap: str = "alibi"
+    name: str,
+    summary: str,
+    operations: Mutation,
+    evidence: str = "invented",
+    exposure: str = "trained",
 ) -> Fault:
-    return Fault(name, "alibi", evidence, "trained", tap, summary, operations=operations)
+    return Fault(name, "alibi", evidence, exposure, "alibi", summary, operations=operations)
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -172,6 +183,12 @@ FAULTS: tuple[Fault, ...] = (
         "alibi-last-head-none",
         "the last head gets no bias",
         _from_slopes(lambda s: np.append(s[:-1], 0.0)),
+    ),
+    _fault(
+        "alibi-slopes-by-key-head",
+        "slopes are made for the key heads, and shared by the queries of each",
+        _slopes(_by_key_head),
+        exposure="grouped-query",
     ),
     _fault("alibi-twice", "the bias is added twice", _bias(lambda s, d: 2.0 * (s * d))),
     _fault(

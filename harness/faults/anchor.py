@@ -46,6 +46,38 @@ def changes(planted: Planted, checkpoint: Path, dtype: str = "float16") -> bool:
     return fault.weights is not None and _moves(planted, true_config, opened, dtype)
 
 
+def shows(planted: Planted, checkpoint: Path, ids: Any, dtype: str = "float16") -> bool:
+    """Return whether what is deployed gives other numbers with the fault than without.
+
+    Both are compiled and run, free-running, and compared bit by bit at every tap. A compiler may
+    undo what a graph says, so that a fault changes the graph and nothing else.
+
+    Parameters
+    ----------
+    planted, checkpoint, dtype
+        As for ``changes``.
+    ids
+        Token ids, int32 ``(batch, seq)``.
+    """
+    from harness.subjects.relax import RelaxSubject
+
+    healthy, faulty = (
+        _everything(RelaxSubject(checkpoint, dtype, TARGET, fault), ids)
+        for fault in (None, planted)
+    )
+    return any(healthy[tap].tobytes() != faulty[tap].tobytes() for tap in healthy)
+
+
+def _everything(subject: Any, ids: Any) -> dict[str, Any]:
+    taps = dict(subject.embed(ids))
+    stream = taps["hidden"]
+    for layer in range(subject._config.n_layers):
+        block = subject.block(layer, stream)
+        stream = block["output"]
+        taps |= {f"{layer}.{tap}": array for tap, array in block.items()}
+    return {**taps, **subject.head(stream), "forward": subject.forward(ids)}
+
+
 @lru_cache(maxsize=64)
 def _plain(digest: str, checkpoint: Path, dtype: str) -> tuple[str, Any]:
     """Return the digest of the module without a fault, and its building blocks."""

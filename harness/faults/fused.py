@@ -139,6 +139,13 @@ FAULTS: tuple[Fault, ...] = (
         exposure="biases",
     ),
     fault(
+        "mqa-keys-values-swapped",
+        "attn.Wqkv",
+        "the one key head and the one value head change places",
+        changed(_order_of(0, 2, 1), "attn.Wqkv.weight"),
+        exposure="multi-query",
+    ),
+    fault(
         "gqa-keys-values-by-head",
         "attn.Wqkv",
         "key and value rows of grouped heads are read as [head][k, v]",

@@ -8,6 +8,29 @@ from functools import lru_cache
 from harness.errors import BadInput
 from harness.faults.model import Fault, Planted
 
+STRENGTHS: dict[str, tuple[str, ...]] = {
+    "factor of the bias": ("alibi-twice", "alibi-1-percent", "alibi-before-scale"),
+    "factor of the scores": (
+        "softmax-scale-of-model",
+        "softmax-scale-absent",
+        "softmax-scale-twice",
+    ),
+    "factor of the updates": ("residual-update-half", "residual-update-1-percent"),
+    "epsilon": ("norm-epsilon-1e-6", "norm-epsilon-1e-12", "norm-epsilon-1e-3"),
+    "window": ("mask-window-64", "mask-window-500"),
+    "dtype of the slopes": ("slopes-float16", "slopes-float16-subnormal", "slopes-bfloat16"),
+    "dtype of the bias": ("bias-float16", "bias-bfloat16"),
+    "dtype of the scores": ("scores-float16", "scores-bfloat16"),
+    "dtype of the probabilities": ("probabilities-float16", "probabilities-bfloat16"),
+    "grouping of half-precision sums": (
+        "linear-accumulates-float16",
+        "linear-adds-float16-of-32",
+        "linear-adds-float16-halves",
+    ),
+    "matrix of the next layer": ("up-proj-next-layer", "down-proj-next-layer"),
+}
+"""Faults that are one mechanism in several strengths. At most three strengths of one count."""
+
 
 @lru_cache(maxsize=1)
 def library() -> dict[str, Fault]:

@@ -152,7 +152,7 @@ FAULTS: tuple[Fault, ...] = (
         "mask-window-500",
         "only the last 500 keys are seen",
         _visible(lambda query, key: tirx.all(key <= query, key > query - 500)),
-        tap="alibi",
+        exposure="long-12-heads",
     ),
     _fault(
         "mask-first-key-hidden",
@@ -219,6 +219,7 @@ FAULTS: tuple[Fault, ...] = (
         "every row of a batch attends to the keys of row 0",
         _given(lambda q, k, v: (q, _across_rows(k), v)),
         "https://github.com/vllm-project/vllm/pull/832",
+        tap="alibi",
     ),
     _fault(
         "batch-row-zero-values",

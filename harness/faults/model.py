@@ -19,8 +19,8 @@ Area = Literal[
     "tokens",
 ]
 
-ENDS = ("transformer.wte", "transformer.wpe", "transformer.norm_f", "logits")
-"""Taps outside the blocks."""
+ENDS = ("transformer.wte", "transformer.wpe", "transformer.norm_f", "logits", "load")
+"""Places outside the blocks: taps, and the loading of a subject."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Fault:
         Name of a checkpoint that shows it: ``"trained"`` or one of ``cases.exposure``.
     first_tap
         Tap expected to diverge first, relative to its block; ``"alibi"`` for what the probe of the
-        bias sees.
+        bias sees, ``"load"`` for a port that cannot even take the weights.
     summary
         One sentence.
     operations
@@ -52,6 +52,8 @@ class Fault:
         The mutation changes the code but not the model: it must not be flagged.
     proof
         Why, for an equivalent one.
+    first_layer
+        First block concerned where the fault is in all of them.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Fault:
     weights: Callable[[Any, Any, int | None], Any] | None = None
     equivalent: bool = False
     proof: str = ""
+    first_layer: int = 0
 
     @property
     def per_layer(self) -> bool:
@@ -91,7 +94,8 @@ class Planted:
         The bias is probed through the attention of layer 0; in another layer alone it is the
         context that shows it.
         """
-        tap, layer = self.fault.first_tap, self.layer or 0
+        tap = self.fault.first_tap
+        layer = self.fault.first_layer if self.layer is None else self.layer
         if self.fault.equivalent:
             return ""
         if tap in ENDS or (tap == "alibi" and layer == 0):

@@ -21,8 +21,8 @@ from tvm.relax.frontend.nn import op
 
 from harness.faults.model import Fault
 from harness.faults.norm import normalised
+from harness.faults.rounding import passed, through
 from harness.faults.weights import changed
-from relax_impl.attention import cast
 
 Mutation = Callable[[Any], Any]
 
@@ -32,11 +32,6 @@ _FOUNDRY = "https://github.com/mosaicml/llm-foundry/pull/329"
 _FLASH = "https://github.com/Dao-AILab/flash-attention/pull/846"
 _SMALLEST = 2.0**-14
 """Smallest normal float16."""
-
-
-def _through(dtype: str) -> Callable[[Any], Any]:
-    """Return the rounding of a float32 expression to ``dtype``."""
-    return lambda value: cast(cast(value, dtype), "float32")
 
 
 def _attention(**fields: Any) -> Mutation:
@@ -62,7 +57,7 @@ def _narrowed(field: str, dtype: str) -> Mutation:
 
         def narrow(*arguments: Any) -> Any:
             result = function(*arguments)
-            return op.astype(op.astype(result, dtype), result.dtype)
+            return passed(result, dtype)
 
         return replace(ops, **{field: narrow})
 
@@ -74,10 +69,7 @@ def _inputs(*which: int, dtype: str) -> Mutation:
 
     def mutate(ops: Any) -> Any:
         def attention(*arguments: Any) -> Any:
-            rounded = [
-                op.astype(op.astype(x, dtype), x.dtype) if i in which else x
-                for i, x in enumerate(arguments)
-            ]
+            rounded = [passed(x, dtype) if i in which else x for i, x in enumerate(arguments)]
             return ops.attention(*rounded)
 
         return replace(ops, attention=attention)
@@ -89,7 +81,7 @@ def _unscaled_scores(ops: Any) -> Any:
     """Round q.k to float16 before it is scaled."""
 
     def attention(q: Any, k: Any, v: Any, slopes: Any, config: Any) -> Any:
-        half, scale = _through("float16"), config.scale
+        half, scale = through("float16"), config.scale
         wide = replace(
             ops.attention,
             scale=lambda config: 1.0,
@@ -211,7 +203,7 @@ FAULTS: tuple[Fault, ...] = (
         "scores-float16",
         "attn.context",
         "scores are rounded to float16 before the softmax",
-        _attention(score=_through("float16")),
+        _attention(score=through("float16")),
         _PORT,
         "loud-scores",
     ),
@@ -219,7 +211,7 @@ FAULTS: tuple[Fault, ...] = (
         "scores-bfloat16",
         "attn.context",
         "scores are rounded to bfloat16 before the softmax",
-        _attention(score=_through("bfloat16")),
+        _attention(score=through("bfloat16")),
     ),
     _fault(
         "scores-unscaled-float16",
@@ -245,15 +237,15 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "probabilities-float16",
-        "attn.context",
+        "alibi",
         "probabilities are rounded to float16 before they weigh the values",
-        _attention(probability=_through("float16")),
+        _attention(probability=through("float16")),
     ),
     _fault(
         "probabilities-bfloat16",
-        "attn.context",
+        "alibi",
         "probabilities are rounded to bfloat16 before they weigh the values",
-        _attention(probability=_through("bfloat16")),
+        _attention(probability=through("bfloat16")),
     ),
     _fault(
         "slopes-float16",
@@ -281,27 +273,28 @@ FAULTS: tuple[Fault, ...] = (
         "bias-float16",
         "alibi",
         "the bias is rounded to float16",
-        _bias(lambda slope, distance: _through("float16")(slope * distance)),
+        _bias(lambda slope, distance: through("float16")(slope * distance)),
         exposure="long-12-heads",
     ),
     _fault(
         "bias-bfloat16",
         "alibi",
         "the bias is rounded to bfloat16",
-        _bias(lambda slope, distance: _through("bfloat16")(slope * distance)),
+        _bias(lambda slope, distance: through("bfloat16")(slope * distance)),
         _FOUNDRY,
     ),
     _fault(
         "bias-far-anchor-float16",
         "alibi",
         "a float16 table of the bias is sliced 4096 keys away from its end",
-        _bias(lambda slope, distance: _through("float16")(slope * (distance - 4096.0))),
+        _bias(lambda slope, distance: through("float16")(slope * (distance - 4096.0))),
     ),
     _fault(
         "distances-bfloat16",
         "alibi",
         "distances are held in bfloat16, which has no odd integers above 256",
-        _bias(lambda slope, distance: slope * _through("bfloat16")(distance)),
+        _bias(lambda slope, distance: slope * through("bfloat16")(distance)),
+        exposure="long-12-heads",
     ),
     _fault(
         "values-bfloat16",

@@ -135,6 +135,31 @@ def _without_column(array: Any, config: Any) -> Any:
     return array
 
 
+def _absent(array: Any, config: Any) -> Any:
+    return np.zeros_like(array)
+
+
+def _first_head(array: Any, config: Any) -> Any:
+    """Give every head the gains of head 0."""
+    return np.tile(array[: config.head_dim], len(array) // config.head_dim)
+
+
+def _columns_by_channel(array: Any, config: Any) -> Any:
+    """Read input features that are (head, channel) as if they were (channel, head)."""
+    heads, dim = config.n_heads, config.head_dim
+    return array.reshape(-1, heads, dim).swapaxes(1, 2).reshape(array.shape)
+
+
+def _as_text(layer: int, n_layers: int) -> int:
+    """Return the layer that stands in the place of ``layer`` when names are sorted as text."""
+    return sorted(range(n_layers), key=str)[layer]
+
+
+def _one_digit(layer: int, n_layers: int) -> int:
+    """Exchange layers 1 and 10, as a lookup of ``blocks.1`` in the wrong order of names would."""
+    return {1: 10, 10: 1}.get(layer, layer)
+
+
 def _memory_exchanged(weight_map: Any, config: Any, layer: int | None) -> Any:
     """Fill up_proj with the elements of down_proj and the other way round."""
     swapped = _exchanged("ffn.up_proj.weight", "ffn.down_proj.weight")(weight_map, config, layer)
@@ -159,9 +184,10 @@ def fault(
     weights: Mutation,
     evidence: str = "invented",
     exposure: str = "trained",
+    **more: Any,
 ) -> Fault:
     """Return a fault of this area."""
-    return Fault(name, "weights", evidence, exposure, first_tap, summary, weights=weights)
+    return Fault(name, "weights", evidence, exposure, first_tap, summary, weights=weights, **more)
 
 
 FAULTS: tuple[Fault, ...] = (
@@ -249,6 +275,28 @@ FAULTS: tuple[Fault, ...] = (
         _between_layers(lambda i, n: i + 1),
     ),
     fault(
+        "layers-sorted-as-text",
+        "norm_1",
+        "layers are taken in the order of their names as text: 0, 1, 10, 11, 2",
+        _between_layers(_as_text),
+        exposure="layers-12",
+        first_layer=2,
+    ),
+    fault(
+        "layers-by-one-digit",
+        "norm_1",
+        "names are told apart by one digit: layers 1 and 10 change places",
+        _between_layers(_one_digit),
+        exposure="layers-12",
+        first_layer=1,
+    ),
+    fault(
+        "out-proj-columns-by-channel",
+        "attn.out_proj",
+        "the input features of out_proj are read as [channel][head]",
+        changed(_columns_by_channel, "attn.out_proj.weight"),
+    ),
+    fault(
         "one-row-lost",
         "ffn.up_proj",
         "one row of up_proj stays zero",
@@ -297,6 +345,48 @@ FAULTS: tuple[Fault, ...] = (
         "the biases of norm_1 and norm_2 change places",
         _exchanged("norm_1.bias", "norm_2.bias"),
         exposure="biases",
+    ),
+    fault(
+        "up-proj-bias-lost",
+        "ffn.up_proj",
+        "the bias of up_proj stays zero",
+        changed(_absent, "ffn.up_proj.bias"),
+        exposure="biases",
+    ),
+    fault(
+        "norm-f-bias-lost",
+        "transformer.norm_f",
+        "the bias of the final norm stays zero",
+        changed(_absent, "transformer.norm_f.bias"),
+        exposure="biases",
+    ),
+    fault(
+        "k-ln-bias-lost",
+        "attn.k_ln",
+        "the bias of the keys' norm stays zero",
+        changed(_absent, "attn.k_ln.bias"),
+        exposure="grouped-query-qk-ln",
+    ),
+    fault(
+        "q-ln-gamma-of-head-zero",
+        "attn.q_ln",
+        "every head is given the gains of head 0",
+        changed(_first_head, "attn.q_ln.weight"),
+        exposure="qk-ln",
+    ),
+    fault(
+        "rmsnorm-gamma-plus-one",
+        "norm_1",
+        "the gains of RMS norms are stored as gamma + 1, as Gemma's are",
+        changed(lambda a, c: a.astype(np.float32) + 1, *_GAINS),
+        exposure="rmsnorm",
+    ),
+    fault(
+        "lm-head-rows-shifted",
+        "logits",
+        "the rows of an untied head are shifted by one",
+        changed(lambda a, c: np.roll(a, 1, axis=0), "lm_head.weight"),
+        exposure="untied",
     ),
     fault(
         "q-ln-k-ln-swapped",

@@ -10,13 +10,12 @@ import numpy as np
 from tvm.relax.frontend.nn import Tensor, op
 
 
-class _NoBias:
-    """A linear layer or norm whose bias is overlooked."""
+class Altered:
+    """A linear layer or norm of which something is taken to be different."""
 
-    bias = None
-
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, **different: Any) -> None:
         self._module = module
+        self.__dict__.update(different)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
@@ -26,7 +25,7 @@ def without_bias(*fields: str) -> Callable[[Any], Any]:
     """Return a mutation that overlooks the biases of all linear layers or norms."""
 
     def blind(function: Any) -> Any:
-        return lambda x, module: function(x, _NoBias(module))
+        return lambda x, module: function(x, Altered(module, bias=None))
 
     def mutate(operations: Any) -> Any:
         return replace(operations, **{f: blind(getattr(operations, f)) for f in fields})
@@ -56,6 +55,67 @@ def skip_norms(*names: str) -> Callable[[Any], Any]:
         )
 
     return unwired(change)
+
+
+def rms_query_key_norm(ops: Any, block: Any) -> Any:
+    """Normalise queries and keys without taking off the mean."""
+    concerned = (block.attn.q_ln, block.attn.k_ln)
+    return replace(
+        ops,
+        norm=lambda x, norm: ops.norm(
+            x, Altered(norm, is_rms=True) if any(norm is c for c in concerned) else norm
+        ),
+    )
+
+
+def clip_after_norm(ops: Any, block: Any) -> Any:
+    """Clip queries and keys after their norms, and values where they are split off."""
+    limit = block.config.clip_qkv
+    concerned = (block.attn.q_ln, block.attn.k_ln)
+
+    def norm(x: Any, norm: Any) -> Any:
+        result = ops.norm(x, norm)
+        return ops.clip(result, limit) if any(norm is c for c in concerned) else result
+
+    def split(qkv: Any, config: Any) -> Any:
+        q, k, v = ops.split(qkv, config)
+        return q, k, ops.clip(v, limit)
+
+    return replace(ops, norm=norm, split=split, clip=lambda x, limit: x)
+
+
+def clip_before_bias(ops: Any, block: Any) -> Any:
+    """Clip the fused projection before its bias is added."""
+
+    def linear(x: Any, module: Any) -> Any:
+        if module is not block.attn.Wqkv:
+            return ops.linear(x, module)
+        return ops.clip(ops.linear(x, Altered(module, bias=None)), block.config.clip_qkv) + (
+            module.bias
+        )
+
+    return replace(ops, linear=linear, clip=lambda x, limit: x)
+
+
+def bias_on_every_rank(ops: Any, block: Any) -> Any:
+    """Add the bias of a projection into the stream on both of two tensor-parallel ranks."""
+    concerned = (block.attn.out_proj, block.ffn.down_proj)
+
+    def linear(x: Any, module: Any) -> Any:
+        result = ops.linear(x, module)
+        return result + module.bias if any(module is c for c in concerned) else result
+
+    return replace(ops, linear=linear)
+
+
+def bias_after_activation(ops: Any, block: Any) -> Any:
+    """Add the bias of up_proj after the activation."""
+    up = block.ffn.up_proj
+
+    def linear(x: Any, module: Any) -> Any:
+        return ops.linear(x, Altered(module, bias=None) if module is up else module)
+
+    return replace(ops, linear=linear, activation=lambda x: ops.activation(x) + up.bias)
 
 
 def per_head_norm(ops: Any, block: Any) -> Any:

@@ -25,6 +25,8 @@ NO_ALIBI = {"attn_config": {"alibi": False}, "learned_pos_emb": False}
 # the tensors as they are, or need fewer of them; those that need others fail at loading.
 WITHOUT: dict[str, dict[str, Any]] = {
     "clip": {"attn_config": {"clip_qkv": None}},
+    "clip-qk-ln": {"attn_config": {"clip_qkv": None}},
+    "clip-biases": {"attn_config": {"clip_qkv": None}},
     "bias-max-16-heads-12": {"attn_config": {"alibi_bias_max": 8}},
     "bias-max-16-heads-24": {"attn_config": {"alibi_bias_max": 8}},
     "qk-ln": {"attn_config": {"qk_ln": False}},
@@ -44,6 +46,7 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "long-12-heads": NO_ALIBI,
     "long-32-heads-bias-max-16": {"attn_config": {"alibi_bias_max": 8}},
     "small-embedding": {"layer_norm_epsilon": 1e-6},
+    "epsilon-1e-6": {"layer_norm_epsilon": 1e-5},
     "no-positions": {"attn_config": {"alibi": True}},
 }
 SHAPES = {
@@ -53,6 +56,7 @@ SHAPES = {
     "expansion-3",
     "expansion-1.5",
     "vocabulary-padding",
+    "layers-12",
 }
 # Two that change nothing that is computed here, or are compared with themselves.
 NEUTRAL = {"embedding-fraction", "loud-scores", "block-7b"}
