@@ -112,6 +112,9 @@ def check(
     ] = None,
     json: JsonOption = None,
     html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
+    diagnose: Annotated[
+        bool, typer.Option(help="After a divergence, name the fault that it looks like.")
+    ] = True,
 ) -> None:
     """Judge a subject on a checkpoint and say where it first diverges."""
     from rich.console import Console
@@ -134,6 +137,7 @@ def check(
         fault=fault,
         layers=_layers(layers),
         max_tokens=max_tokens,
+        diagnose=diagnose,
     )
     progress = _Progress()
     try:
@@ -301,6 +305,51 @@ def calibrate(
     chosen = range(int(first), int(last))
     factors = run(chosen, lambda text: typer.echo(text, err=True), processes)
     write_whole(output, to_json(factors))
+
+
+@app.command()
+def certify(
+    target: Annotated[str, typer.Option(help="Of the planted faults.")] = "llvm",
+    dtype: Annotated[str, typer.Option(callback=_dtype)] = "float16",
+    sample: Annotated[
+        int, typer.Option(min=1, help="Run every n-th fault and healthy checkpoint only.")
+    ] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run these faults only, and no healthy subject.")
+    ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=0, help="Healthy checkpoints; many by default.")
+    ] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep results here, and go on from those that are there.")
+    ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="A certificate whose figures must not fall.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="At once.")] = 2,
+    json: JsonOption = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
+) -> None:
+    """Measure how many faults the gate catches and how often it cries wolf."""
+    from harness.certify.command import SEEDS, Options, make_certificate, split
+    from harness.certify.lines import lines
+    from harness.report.files import require_writable, to_json, write_whole
+
+    for place in (json, html):
+        if place is not None:
+            require_writable(place)
+    count = SEEDS if seeds is None else seeds
+    options = Options(target, dtype, sample, split(only), count, record, against, processes)
+    made, worse = make_certificate(options, lambda text: typer.echo(text, err=True))
+    if json is not None:
+        write_whole(json, to_json(made))
+    if html is not None:
+        from harness.certify.page import page
+
+        write_whole(html, page(made).encode())
+    for line in (*lines(made), *(f"fell: {text}" for text in worse)):
+        typer.echo(line)
+    raise typer.Exit(EXIT_DIVERGES if worse else EXIT_CONFORMS)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.report.naming import diagnosis_lines
 from harness.report.record import DivergenceRecord, Report, TapRecord
 
 _COLOURS = {"conforms": "bold green", "diverges": "bold red", "not-proven": "bold yellow"}
@@ -60,6 +61,9 @@ def render(report: Report, console: Console) -> None:
             )
         if found.reason:
             console.print(f"  {found.reason}", highlight=False)
+    if report.diagnosis is not None:
+        for line in diagnosis_lines(report.diagnosis):
+            console.print(f"  {line}", highlight=False)
     _tensors(report, console)
     console.print(_summary(report.taps))
     if found is not None:

@@ -1,0 +1,1 @@
+"""How many faults the gate catches and how often it cries wolf: measured, and written down."""

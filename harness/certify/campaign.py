@@ -1,0 +1,154 @@
+"""Running a campaign: in parallel, in pieces that share a checkpoint, and not twice."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from harness.certify.results import FaultRun, HealthyRun, Record, Run
+from harness.faults.library import library
+from harness.judge import factors as judge_factors
+
+PIECE = 4
+"""Faults of one exposure that a process checks in a row: they share golden and orders."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a campaign runs.
+
+    Attributes
+    ----------
+    faults
+        Names and layers.
+    seeds
+        Of healthy checkpoints; ``None`` among them is the trained one.
+    dtype, target
+        Of the planted faults; healthy runs take every dtype.
+    """
+
+    faults: tuple[tuple[str, int | None], ...]
+    seeds: tuple[int | None, ...]
+    dtype: str
+    target: str
+
+
+def stamp() -> str:
+    """Return a digest of all that a result depends on: factors, engine, port and cases."""
+    root = Path(__file__).parent.parent.parent
+    digest = hashlib.sha256()
+    for room in ("cases", "harness", "reference", "relax_impl"):
+        for path in sorted((root / room).rglob("*")):
+            skipped = {"report", "certify", "shrink", "__pycache__"} & set(path.parts)
+            if path.suffix in (".py", ".json") and not skipped and "certificate" not in path.name:
+                digest.update(str(path.relative_to(root)).encode())
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def factors_digest() -> str:
+    """Return the digest of the factors that the gate judges by."""
+    path = Path(judge_factors.__file__).with_name(judge_factors.FILE)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def sampled(names: Sequence[str], every: int) -> tuple[str, ...]:
+    """Return every n-th fault, at least one of each area."""
+    faults = library()
+    chosen = set(names[::every])
+    areas = {faults[name].area for name in chosen}
+    for name in names:
+        if faults[name].area not in areas:
+            areas.add(faults[name].area)
+            chosen.add(name)
+    return tuple(name for name in names if name in chosen)
+
+
+def _settle() -> None:
+    """Keep libraries from starting threads of their own beside as many processes as cores."""
+    os.environ["TVM_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _plant(pieces: Sequence[tuple[str, int | None]], dtype: str, target: str) -> list[FaultRun]:
+    from harness.certify.planting import plant
+
+    with tempfile.TemporaryDirectory() as folder:
+        return [plant(name, layer, dtype, target, Path(folder)) for name, layer in pieces]
+
+
+def _healthy(seed: int | None, target: str) -> list[HealthyRun]:
+    from harness.certify.healthy import healthy
+
+    return healthy(seed, target)
+
+
+def _pieces(
+    faults: Sequence[tuple[str, int | None]],
+) -> Iterator[tuple[tuple[str, int | None], ...]]:
+    """Group faults by exposure, in pieces."""
+    by_exposure: dict[str, list[tuple[str, int | None]]] = {}
+    for name, layer in faults:
+        by_exposure.setdefault(library()[name].exposure, []).append((name, layer))
+    for group in sorted(by_exposure.values(), key=len, reverse=True):
+        for at in range(0, len(group), PIECE):
+            yield tuple(group[at : at + PIECE])
+
+
+def run(
+    plan: Plan,
+    record: Record,
+    progress: Callable[[str], None],
+    processes: int = 2,
+) -> list[Run]:
+    """Run what the record does not hold yet, and return all of the plan's results.
+
+    Parameters
+    ----------
+    plan
+        What to run.
+    record
+        Is filled as results come; a campaign that was cut short goes on from it.
+    progress
+        Called with a sentence after each piece.
+    processes
+        At once; the results do not depend on it.
+    """
+    waiting = [
+        (name, layer)
+        for name, layer in plan.faults
+        if f"fault {name}" + ("" if layer is None else f"@{layer}") not in record.runs
+    ]
+    judged = {r.weights for r in record.runs.values() if isinstance(r, HealthyRun)}
+    seeds = [seed for seed in plan.seeds if _weights(seed) not in judged]
+    done, total = 0, len(waiting) + len(seeds)
+    context = get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_settle) as pool:
+        futures: dict[Future[Any], int] = {}
+        for piece in _pieces(waiting):
+            futures[pool.submit(_plant, piece, plan.dtype, plan.target)] = len(piece)
+        for seed in seeds:
+            futures[pool.submit(_healthy, seed, plan.target)] = 1
+        for future in as_completed(futures):
+            record.add(future.result())
+            done += futures[future]
+            progress(f"{done} of {total}")
+    wanted = {f"fault {n}" + ("" if at is None else f"@{at}") for n, at in plan.faults}
+    weights = {_weights(seed) for seed in plan.seeds}
+    return [
+        run
+        for run in record.runs.values()
+        if (run.key in wanted if isinstance(run, FaultRun) else run.weights in weights)
+    ]
+
+
+def _weights(seed: int | None) -> str:
+    from harness.certify.healthy import TRAINED
+
+    return TRAINED if seed is None else f"seed {seed}"
