@@ -69,6 +69,33 @@ def call_array(
     return _array(call, "the result", _call(call, function, *arguments), shape)
 
 
+def call_state(
+    call: str, function: Callable[..., Any], arguments: tuple[object, ...], shape: tuple[int, ...]
+) -> tuple[Array, Any]:
+    """Call ``function`` and return its array, checked, and the state that came with it.
+
+    Raises
+    ------
+    SubjectFailure
+        If the call raises, or does not return a pair that begins with a float array of ``shape``.
+    """
+    result = _call(call, function, *arguments)
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise SubjectFailure(call, f"returned {type(result).__name__}, expected (logits, state)")
+    return _array(call, "the logits", result[0], shape), result[1]
+
+
+def call_plain(call: str, function: Callable[..., Any], *arguments: object) -> Any:
+    """Call ``function``, of whose result nothing is asked.
+
+    Raises
+    ------
+    SubjectFailure
+        If the call raises.
+    """
+    return _call(call, function, *arguments)
+
+
 def call_taps(
     call: str,
     function: Callable[..., Any],

@@ -1,8 +1,11 @@
-"""The subject protocol, version 1: what an MPT implementation offers to be judged.
+"""The subject protocol, version 2: what an MPT implementation offers to be judged.
 
 Only ``forward`` is required. A subject that offers more is judged more closely: with ``block`` each
 sub-module is charged for its own errors only, with ``attention_bias`` the ALiBi slopes are measured
 through the deployed attention, with ``parameters`` every tensor is proved to have arrived.
+
+Version 2 adds the paths of a deployment: ``prefill``, ``extend``, ``decode``, ``fork`` and
+``truncate``, all optional. A subject of version 1 is judged as before.
 """
 
 from __future__ import annotations
@@ -16,7 +19,8 @@ from numpy.typing import NDArray
 
 from harness.errors import BadInput
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
+SUPPORTED_VERSIONS = (1, 2)
 Array = NDArray[Any]
 StorageDtype = Literal["float16", "bfloat16", "float32"]
 STORAGE_DTYPES: tuple[str, ...] = ("float16", "bfloat16", "float32")
@@ -77,7 +81,7 @@ class Subject(Protocol):
     Attributes
     ----------
     protocol
-        Version of this protocol, 1.
+        Version of this protocol, 1 or 2.
     name
         Shown in reports, for example ``"relax-llvm"``.
     dtype
@@ -103,6 +107,29 @@ OPTIONAL_METHODS: Mapping[str, str] = {
 }
 
 
+PATH_METHODS: Mapping[str, str] = {
+    "prefill": "(input_ids, lengths=None, starts=None) -> (logits, state)",
+    "extend": "(state, input_ids, lengths=None) -> logits; the state holds the new tokens",
+    "decode": "(state, input_ids (batch,)) -> logits (batch, vocab)",
+    "fork": "(state) -> a state that shares nothing with it",
+    "truncate": "(state, lengths (batch,)) -> the state with these many positions",
+}
+"""Optional methods of version 2.
+
+``input_ids`` are int32 ``(batch, seq)`` and logits ``(batch, seq, vocab)``. ``starts`` (batch,) are
+positions of padding on the left, ``lengths`` (batch,) the end of each row within ``input_ids``;
+what follows is padding. Logits of padding mean nothing. The positions of a state count padding on
+the left, so that they go on where ``lengths`` ended.
+"""
+
+
+def path_capabilities(subject: object) -> frozenset[str]:
+    """Return the methods of `PATH_METHODS` that ``subject`` offers."""
+    if getattr(subject, "protocol", PROTOCOL_VERSION) < 2:
+        return frozenset()
+    return frozenset(name for name in PATH_METHODS if callable(getattr(subject, name, None)))
+
+
 def capabilities(subject: object) -> frozenset[str]:
     """Return the optional methods that ``subject`` offers."""
     return frozenset(name for name in OPTIONAL_METHODS if callable(getattr(subject, name, None)))
@@ -124,11 +151,11 @@ def validate(subject: object, source: str) -> Subject:
             found=type(subject).__name__,
         )
     version = getattr(subject, "protocol", PROTOCOL_VERSION)
-    if version != PROTOCOL_VERSION:
+    if version not in SUPPORTED_VERSIONS or isinstance(version, bool):
         raise BadInput(
             "the subject speaks another protocol version",
             where=f"{source}: protocol",
-            expected=PROTOCOL_VERSION,
+            expected=" or ".join(map(str, SUPPORTED_VERSIONS)),
             found=repr(version),
         )
     dtype = getattr(subject, "dtype", None)

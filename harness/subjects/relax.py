@@ -41,13 +41,14 @@ class RelaxSubject:
         A fault to plant.
     """
 
-    protocol = 1
+    protocol = 2
 
     def __init__(
         self, checkpoint: Path, dtype: str, target: str, fault: Planted | None = None
     ) -> None:
         from relax_impl.compile import compile_model, default_roundings
         from relax_impl.config import MPTConfig
+        from relax_impl.decoder import Decoder
         from relax_impl.loader import load_parameters, mapping
         from relax_impl.runtime import Model
 
@@ -69,6 +70,7 @@ class RelaxSubject:
         reader = _WithoutAliases(opened, true_config.tie_word_embeddings)
         self._parameters = load_parameters(config, reader, dtype, weight_map)
         self._model = Model(library, self._parameters)
+        self.decoder = Decoder(self._model)
         self._config = config
         places: dict[str, Any] = default_roundings(config, dtype, target)
         self.rounding = Rounding(**places)
@@ -77,8 +79,34 @@ class RelaxSubject:
         self.compile_cached = library.cached
 
     def forward(self, input_ids: Array, lengths: Array | None = None) -> Array:
-        """Return logits by the deployed function, which has no taps."""
+        """Return logits by the deployed function, which has no taps.
+
+        What stands after a row's end is seen by no position before it: ``lengths`` change nothing.
+        """
         return self._model.forward(input_ids)
+
+    def prefill(
+        self, input_ids: Array, lengths: Array | None = None, starts: Array | None = None
+    ) -> tuple[Array, Any]:
+        """Return logits and a new cache that holds the prompts."""
+        return self.decoder.prefill(input_ids, lengths, starts)
+
+    def extend(self, state: Any, input_ids: Array, lengths: Array | None = None) -> Array:
+        """Add tokens to every row of a cache and return their logits."""
+        return self.decoder.extend(state, input_ids, lengths)
+
+    def decode(self, state: Any, input_ids: Array) -> Array:
+        """Add one token to every row of a cache and return what follows it."""
+        return self.decoder.decode(state, input_ids)
+
+    def fork(self, state: Any) -> Any:
+        """Return a copy of a cache."""
+        return state.fork()
+
+    def truncate(self, state: Any, lengths: Array) -> Any:
+        """Forget the positions of a cache from ``lengths`` on."""
+        state.truncate(lengths)
+        return state
 
     def embed(self, input_ids: Array) -> dict[str, Array]:
         """Return the embedding taps."""
