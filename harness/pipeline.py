@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from harness import forecast
 from harness.checkpoint.finite import check_finite
 from harness.checkpoint.reader import Checkpoint
 from harness.diagnose.stage import Inquiry, diagnose
@@ -184,6 +185,9 @@ def check(
         rounding=rounding_of(subject),
         device=request.device,
     )
+    evaluations = len(oracle.orders) + len(oracle.unrounded)
+    needed = forecast.memory(config, topology, cases, evaluations)
+    progress(f"the reference will take about {forecast.size(needed)} beside the subject")
     rows: list[Row] = []
     failures: list[Failure] = []
     skips: list[Skip] = []

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from harness.measure.alibi import AttentionShape, probe_bias
+from harness.measure.clock import Clock
 from harness.measure.compare import (
     measure_bias,
     measure_difference,
@@ -107,8 +108,9 @@ class Walk:
         yield from self._embed()
         self.progress("attention bias")
         yield from self._alibi()
+        clock = Clock(self.config.n_layers, self.progress)
         for layer in range(self.config.n_layers):
-            self.progress(f"layer {layer + 1} of {self.config.n_layers}")
+            clock.layer(layer)
             yield from self._layer(layer)
         self.progress("head and deployed forward")
         part = self.oracle.part("head")
