@@ -198,8 +198,11 @@ def _at(inquiry: Inquiry, row: Row, progress: Callable[[str], None]) -> Diagnosi
     templates = list(_templates(inquiry, seen, None))
     progress(f"diagnosis: {measured.place.path}: {len(templates)} templates")
     group, nearest = match(_scene(inquiry, seen), templates)
-    if len({m.fault for m in group}) > 1 and seen.part in ("block", "attend"):
-        group = _told_apart(inquiry, measured, group)
+    if seen.part == "attend" and group:
+        # The probe sees the bias of a few queries; what else the fault does shows in the context.
+        group = _told_apart(inquiry, measured, group, ("attn.context",))
+    elif seen.part == "block" and len({m.fault for m in group}) > 1:
+        group = _told_apart(inquiry, measured, group, None) or group
     best = group[0] if group else nearest
     reason = "" if group else _why(best, len(templates))
     return Diagnosis(
@@ -312,9 +315,12 @@ def _templates(inquiry: Inquiry, seen: Exhibit, only: frozenset[str] | None) -> 
 
 
 def _told_apart(
-    inquiry: Inquiry, measured: Measurement, group: tuple[Match, ...]
+    inquiry: Inquiry,
+    measured: Measurement,
+    group: tuple[Match, ...],
+    taps: Sequence[str] | None,
 ) -> tuple[Match, ...]:
-    """Return those of a group that also predict the other taps of the block.
+    """Return those of a group that also predict other taps of the block; all of them if ``None``.
 
     A fault that acts at one tap alone leaves the others as they should be; one that acts at several
     shows at all of them.
@@ -329,7 +335,7 @@ def _told_apart(
         # The probe has no case of its own; the bias acts in every block.
         prompt, layer = max(inquiry.cases, key=lambda case: case.ids.shape[1]).name, 0
     witness = _witness(inquiry, prompt)
-    for tap in block_widths(inquiry.oracle.config):
+    for tap in taps or block_widths(inquiry.oracle.config):
         if tap == measured.place.tap:
             continue
         seen = exhibit(witness, Place(layer, tap))
@@ -344,4 +350,4 @@ def _told_apart(
             left[name] += float((error * error).sum())
             worst[name] = max(worst[name], scene.ratio(seen.observed, expected))
     kept = [m for m in group if worst[m.fault] <= 1.0]
-    return tuple(sorted(kept or group, key=lambda m: (left[m.fault], m.left)))
+    return tuple(sorted(kept, key=lambda m: (left[m.fault], m.left)))
