@@ -6,7 +6,7 @@
 #   -k KIT   folder with an unpack.sh that makes TVM and Python packages importable, sourced first;
 #            may be repeated. Not needed where `python -c 'import tvm'` works.
 #   -o OUT   where logs and records go (default: a new temporary folder)
-#   STEP     any of: versions tests tox check fault kernels bench  (default: versions tests check fault)
+#   STEP     any of: versions tests tox check fault bench  (default: versions tests check fault)
 #
 # Every step runs, whatever the others do; the exit code is that of the first that failed.
 set -uo pipefail
@@ -62,7 +62,6 @@ assert tvm.cuda(0).exist'
       fault)
         step fault 1 conform check --target cuda --fault alibi-inverse-square@1 --json "$out/fault.json"
         head -n 12 "$out/fault.log" ;;
-      kernels) step kernels 0 "$python" benchmarks/gpu.py --kernels --output "$out/kernels.json"; cat "$out/kernels.log" ;;
       bench) step bench 0 "$python" benchmarks/gpu.py --output "$out/bench.json"; cat "$out/bench.log" ;;
       *) echo "no such step: $one" >&2; exit 2 ;;
     esac

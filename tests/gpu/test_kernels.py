@@ -89,8 +89,11 @@ GEMMS = [
 @pytest.mark.parametrize("kernel", GEMMS, ids=Gemm.kind)
 def test_products(kernel: Gemm, rows: int) -> None:
     n, k, dtype = kernel.n, kernel.k, kernel.dtype
-    x, weight = random((rows, k), dtype, 1), random((n, k), dtype, 2, k**-0.5)
-    bias, stream = random((n,), dtype, 3), random((rows, n), dtype, 4, 3.0)
+    # A batch of sequences is one matrix.
+    batch = 3 if rows % 3 == 0 else 1
+    shape = (batch, rows // batch)
+    x, weight = random((*shape, k), dtype, 1), random((n, k), dtype, 2, k**-0.5)
+    bias, stream = random((n,), dtype, 3), random((*shape, n), dtype, 4, 3.0)
     wide, wide_weight = x.astype(np.float64), weight.astype(np.float64)
     value = wide @ wide_weight.T
     error = gamma(2 * (k + 1)) * (abs(wide) @ abs(wide_weight).T)
@@ -111,7 +114,7 @@ def test_products(kernel: Gemm, rows: int) -> None:
     arguments = [
         x, weight, bias if kernel.bias else weight, stream if kernel.residual else x
     ]  # fmt: skip
-    found = run(kernel, arguments, (rows, n), kernel.out_dtype)
+    found = run(kernel, arguments, (*shape, n), kernel.out_dtype)
     assert_within(found, value, stored(value, error, kernel.out_dtype))
 
 
@@ -128,10 +131,10 @@ NORMS = [
 @pytest.mark.parametrize("kernel", NORMS, ids=Norm.kind)
 def test_norms(kernel: Norm, rows: int) -> None:
     width, dtype = kernel.width, kernel.dtype
-    x = (random((rows, width), dtype, 5) + NUMPY[dtype](0.5)).astype(NUMPY[dtype])
+    x = (random((1, rows, width), dtype, 5) + NUMPY[dtype](0.5)).astype(NUMPY[dtype])
     weight, bias = random((width,), dtype, 6), random((width,), dtype, 7)
     wide = x.astype(np.float64)
-    mean = np.zeros((rows, 1)) if kernel.rms else wide.mean(-1, keepdims=True)
+    mean = np.zeros((1, rows, 1)) if kernel.rms else wide.mean(-1, keepdims=True)
     d_mean = 0.0 if kernel.rms else gamma(width) * abs(wide).mean(-1, keepdims=True)
     centred = wide - mean
     scale = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + kernel.epsilon)
@@ -140,7 +143,7 @@ def test_norms(kernel: Norm, rows: int) -> None:
     error = abs(weight.astype(np.float64)) * scale * d_mean + gamma(width + 8) * abs(value)
     error = error + U32 * abs(value + offset)
     arguments = [x, weight, bias if kernel.bias else weight]
-    found = run(kernel, arguments, (rows, width), dtype)
+    found = run(kernel, arguments, (1, rows, width), dtype)
     assert_within(found, value + offset, stored(value + offset, error, dtype))
 
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
@@ -23,7 +22,7 @@ SWIZZLE, PROMOTION = 3, 2
 
 @dataclasses.dataclass(frozen=True)
 class Gemm:
-    """Product of x (m, k) and a weight [n, k], for any m.
+    """Product of x (b, s, k) and a weight [n, k], for any b and s.
 
     Parameters
     ----------
@@ -38,7 +37,7 @@ class Gemm:
     gelu
         Whether GELU follows.
     residual
-        Whether a stream (m, n) is added last.
+        Whether a stream (b, s, n) is added last.
     """
 
     n: int
@@ -79,12 +78,13 @@ class Gemm:
             x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle
         ) -> None:
             T.func_attr({"global_symbol": name, "tirx.noalias": True})
-            M = T.int32()
-            x = T.match_buffer(x_, (M, K), dtype, align=16)
+            B = T.int32()
+            S = T.int32()
+            x = T.match_buffer(x_, (B, S, K), dtype, align=16)
             weight = T.match_buffer(weight_, (N, K), dtype, align=16)
             bias = T.match_buffer(bias_, bias_shape, dtype, align=16)
-            residual = T.match_buffer(residual_, (M, residual_width), dtype, align=16)
-            out = T.match_buffer(out_, (M, N), out_dtype, align=16)
+            residual = T.match_buffer(residual_, (B, S, residual_width), dtype, align=16)
+            out = T.match_buffer(out_, (B, S, N), out_dtype, align=16)
             x_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(
                 "runtime.cuTensorMapEncodeTiled",
@@ -93,7 +93,7 @@ class Gemm:
                 2,
                 x.data,
                 K,
-                M,
+                B * S,
                 K * 2,
                 TILE_K,
                 TILE_M,
@@ -131,7 +131,7 @@ class Gemm:
                 2,
                 out.data,
                 N,
-                M,
+                B * S,
                 N * out_size,
                 box,
                 64,
@@ -157,7 +157,7 @@ class Gemm:
                     T.address_of(out_map),
                     bias.data,
                     residual.data,
-                    M,
+                    B * S,
                     N,
                     K,
                     T.float32(limit),
@@ -190,16 +190,10 @@ def gemm(
     dtype = str(x.dtype)
     out_dtype = out_dtype or dtype
     kernel = Gemm(n, int(k), dtype, out_dtype, bias is not None, clip, gelu, residual is not None)
-
-    def rows(tensor: Tensor, width: Any) -> Tensor:
-        return op.reshape(tensor, (b * s, width))
-
-    flat = rows(x, k)
     arguments = [
-        flat,
+        x,
         weight,
         weight if bias is None else bias,
-        flat if residual is None else rows(residual, n),
+        x if residual is None else residual,
     ]
-    result = call(kernel.kind(), kernel, arguments, (b * s, n), out_dtype)
-    return op.reshape(result, (b, s, n))
+    return call(kernel.kind(), kernel, arguments, (b, s, n), out_dtype)

@@ -32,13 +32,14 @@ __device__ __forceinline__ void barrier_arrive(u64* barrier) {
                : "memory");
 }
 
-// Arrive at the same barrier of another block of the cluster.
+// Arrive at the same barrier of another block of the cluster. Without `.release.cluster`, which waits
+// for all memory traffic of the thread: what was read here, matrix products read, and they are over.
 __device__ __forceinline__ void barrier_arrive_at(u64* barrier, u32 rank) {
   asm volatile(
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
       "}" ::"r"(shared_address(barrier)),
       "r"(rank)
       : "memory");

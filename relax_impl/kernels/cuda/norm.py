@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tvm.relax.frontend.nn import Tensor, op
+from tvm.relax.frontend.nn import Tensor
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
@@ -19,7 +19,7 @@ WIDEST = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Norm:
-    """Norm of x (m, width), for any m; float32 inside, rounded once.
+    """Norm of x (b, s, width), for any b and s; float32 inside, rounded once.
 
     Parameters
     ----------
@@ -56,13 +56,14 @@ class Norm:
         @T.prim_func
         def norm(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle) -> None:
             T.func_attr({"global_symbol": name, "tirx.noalias": True})
-            M = T.int32()
-            x = T.match_buffer(x_, (M, width), dtype, align=16)
+            B = T.int32()
+            S = T.int32()
+            x = T.match_buffer(x_, (B, S, width), dtype, align=16)
             weight = T.match_buffer(weight_, (width,), dtype, align=16)
             bias = T.match_buffer(bias_, (width,), dtype, align=16)
-            out = T.match_buffer(out_, (M, width), dtype, align=16)
+            out = T.match_buffer(out_, (B, S, width), dtype, align=16)
             T.device_entry()
-            _block = T.cta_id([(M + ROWS - 1) // ROWS])
+            _block = T.cta_id([(B * S + ROWS - 1) // ROWS])
             _thread = T.thread_id([ROWS * 32])
             T.evaluate(
                 T.cuda.func_call(
@@ -71,7 +72,7 @@ class Norm:
                     weight.data,
                     bias.data,
                     out.data,
-                    M,
+                    B * S,
                     T.float32(epsilon),
                     source_code=code,
                 )
@@ -87,8 +88,6 @@ def fits(dtype: str, width: int) -> bool:
 
 def norm(x: Tensor, weight: Tensor, bias: Tensor | None, epsilon: float, rms: bool) -> Tensor:
     """Emit the norm of x (b, s, width)."""
-    b, s, width = x.shape
-    kernel = Norm(int(width), str(x.dtype), epsilon, rms, bias is not None)
-    flat = op.reshape(x, (b * s, width))
-    arguments = [flat, weight, weight if bias is None else bias]
-    return op.reshape(call(kernel.kind(), kernel, arguments, (b * s, width), kernel.dtype), x.shape)
+    kernel = Norm(int(x.shape[-1]), str(x.dtype), epsilon, rms, bias is not None)
+    arguments = [x, weight, weight if bias is None else bias]
+    return call(kernel.kind(), kernel, arguments, x.shape, kernel.dtype)
