@@ -82,10 +82,11 @@ GEMMS = [
     Gemm(96, 96, "bfloat16", "bfloat16", bias=True, residual=True),
     Gemm(384, 96, "bfloat16", "bfloat16", gelu=True),
     Gemm(1024, 192, "bfloat16", "float32"),
+    Gemm(16, 16384, "float16", "float16", residual=True),
 ]
 
 
-@pytest.mark.parametrize("rows", [1, 7, 64, 129, 256, 300, 777])
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 64, 129, 256, 300, 777])
 @pytest.mark.parametrize("kernel", GEMMS, ids=Gemm.kind)
 def test_products(kernel: Gemm, rows: int) -> None:
     n, k, dtype = kernel.n, kernel.k, kernel.dtype

@@ -175,11 +175,16 @@ __device__ __forceinline__ void attention(u64 q_map, u64 k_map, u64 v_map, const
     for (int i = 0; i < KEYS / 4; ++i) p[i] = Pair<T>::round(s[2 * i], s[2 * i + 1]);
   };
 
+  // The warpgroups take turns at the matrix unit, so that one's softmax runs beside the other's
+  // products.
   Ring<FETCHED> keys, values;
+  if (group == 2) turn_pass(1);
   barrier_wait(q_full, 0);
   barrier_wait(k_full, 0);
+  turn_wait(group);
   products_begin();
   scores(0);
+  if (group == 1 || steps > 1) turn_pass(3 - group);
   products_wait<0>();
   if (leader) barrier_arrive(k_empty);
   softmax(s, (steps - 1) * KEYS);
@@ -187,10 +192,12 @@ __device__ __forceinline__ void attention(u64 q_map, u64 k_map, u64 v_map, const
   for (int step = 1; step < steps; ++step) {
     keys.advance();
     barrier_wait(k_full + keys.stage, keys.phase);
+    barrier_wait(v_full + values.stage, values.phase);
+    turn_wait(group);
     products_begin();
     scores(keys.stage);
-    barrier_wait(v_full + values.stage, values.phase);
     weigh(values.stage);
+    if (group == 1 || step + 1 < steps) turn_pass(3 - group);
     products_wait<1>();
     if (leader) barrier_arrive(k_empty + keys.stage);
     softmax(s, (steps - 1 - step) * KEYS);

@@ -82,6 +82,15 @@ __device__ __forceinline__ void group_sync(u32 name) {
   asm volatile("bar.sync %0, 128;" ::"r"(name) : "memory");
 }
 
+// Take turns: wait at a barrier of two warpgroups, or let the one that waits there go.
+__device__ __forceinline__ void turn_wait(u32 name) {
+  asm volatile("bar.sync %0, 256;" ::"r"(name) : "memory");
+}
+
+__device__ __forceinline__ void turn_pass(u32 name) {
+  asm volatile("bar.arrive %0, 256;" ::"r"(name) : "memory");
+}
+
 template <int COUNT>
 __device__ __forceinline__ void fewer_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
