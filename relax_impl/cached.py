@@ -50,6 +50,11 @@ def after_the_past(past: Expr, index: Expr, _: Expr) -> Expr:
     return past + index
 
 
+def own_head(head: Expr, _count: Expr, _config: MPTConfig) -> Expr:
+    """Leave a head alone."""
+    return head
+
+
 def own(index: Expr, _: Expr) -> Expr:
     """Leave an index alone."""
     return index
@@ -81,11 +86,12 @@ class CachedAttention:
         Sequence of the cache that a sequence of the batch writes and reads: of (sequence, number of
         new tokens).
     head
-        Head whose slope a head uses, of (head, number of new tokens).
+        Head whose slope a head uses, of (head, number of new tokens, config).
     key_head
         Key head that a query head reads, of (key head, number of new tokens).
     bias
-        Instead of the attention's: of (slope, distance), float32.
+        Instead of the attention's: of (slope, distance, number of new tokens), the first two
+        float32 and perhaps vectors.
     lowering
         Emits the computation: `portable`, or a kernel.
     """
@@ -97,9 +103,9 @@ class CachedAttention:
     start: Callable[[Expr, Expr, Expr], Expr] = first
     written: Callable[[Expr, Expr], Expr] = own
     read: Callable[[Expr, Expr], Expr] = own
-    head: Callable[[Expr, Expr], Expr] = own
+    head: Callable[[Expr, Expr, MPTConfig], Expr] = own_head
     key_head: Callable[[Expr, Expr], Expr] = own
-    bias: Callable[[Expr, Expr], Expr] | None = None
+    bias: Callable[[Expr, Expr, Expr], Expr] | None = None
     lowering: Callable[..., Tensor] | None = None
 
     def __call__(
@@ -140,6 +146,12 @@ class Past:
     starts: Tensor
     keys: Tensor
     values: Tensor
+
+
+def bias_of(cached: CachedAttention, attention: Attention) -> Callable[[Expr, Expr, Expr], Expr]:
+    """Return the bias that is in force: of (slope, distance, number of new tokens)."""
+    plain = attention.bias
+    return cached.bias or (lambda slope, distance, _count: plain(slope, distance))
 
 
 def store(cached: CachedAttention, what: str, cache: Tensor, new: Tensor, past: Tensor) -> Tensor:
@@ -206,37 +218,43 @@ def portable(
     """Lower to operators that any target can schedule; scores exist as one tensor."""
     b, s, heads, dim = q.shape
     kv_heads, group = config.kv_n_heads, config.n_heads // config.kv_n_heads
-    capacity = past.values.shape[2]
-    bias: Any = cached.bias or attention.bias
+    bias = bias_of(cached, attention)
 
-    def unpacked(keys: Any) -> Any:
+    # Sizes are taken from the arguments: each of these becomes a function of its own. The query is
+    # among them because the number of new tokens is.
+    def unpacked(keys: Any, q: Any) -> Any:
+        n, _, panels, _, _ = keys.shape
+        count = q.shape[1]
         return te.compute(
-            (b, kv_heads, 1, dim, capacity),
+            (n, kv_heads, 1, dim, panels * PANEL),
             lambda n, h, g, d, j: keys[
-                cached.read(n, s), cached.key_head(h, s), j // PANEL, d, j % PANEL
+                cached.read(n, count), cached.key_head(h, count), j // PANEL, d, j % PANEL
             ].astype("float32"),
             name="keys",
         )
 
-    def widened(values: Any) -> Any:
+    def widened(values: Any, q: Any) -> Any:
+        n, _, capacity, _ = values.shape
+        count = q.shape[1]
         return te.compute(
-            (b, kv_heads, 1, capacity, dim),
-            lambda n, h, g, j, d: values[cached.read(n, s), cached.key_head(h, s), j, d].astype(
-                "float32"
-            ),
+            (n, kv_heads, 1, capacity, dim),
+            lambda n, h, g, j, d: values[
+                cached.read(n, count), cached.key_head(h, count), j, d
+            ].astype("float32"),
             name="values",
         )
 
     def score(qk: Any, slopes: Any, lengths: Any, starts: Any) -> Any:
-        count = tirx.Cast("int32", s)
+        new = qk.shape[3]
+        count = tirx.Cast("int32", new)
 
         def element(n: Any, h: Any, g: Any, i: Any, j: Any) -> Any:
             at = (tirx.convert(lengths[n]), i.astype("int32"), count)
             key = j.astype("int32")
             value = tirx.convert(qk[n, h, g, i, j])
             if config.alibi:
-                slope = tirx.convert(slopes[cached.head(h * group + g, s)])
-                value = value + bias(slope, (key - cached.position(*at)).astype("float32"))
+                slope = tirx.convert(slopes[cached.head(h * group + g, new, config)])
+                value = value + bias(slope, (key - cached.position(*at)).astype("float32"), count)
             if attention.score is not None:
                 value = attention.score(value)
             masked = tirx.const(MASKED, "float32")
@@ -252,8 +270,8 @@ def portable(
     wide = op.permute_dims(
         op.reshape(op.astype(q, "float32"), (b, s, kv_heads, group, dim)), [0, 2, 3, 1, 4]
     )
-    keys = op.tensor_expr_op(unpacked, "keys", [past.keys])
-    values = op.tensor_expr_op(widened, "values", [past.values])
+    keys = op.tensor_expr_op(unpacked, "keys", [past.keys, q])
+    values = op.tensor_expr_op(widened, "values", [past.values, q])
     qk = op.matmul(wide * attention.scale(config), keys)
     p = op.softmax(
         op.tensor_expr_op(score, "score", [qk, slopes, past.lengths, past.starts]), axis=-1

@@ -251,8 +251,8 @@ class PathCheck:
 
 CHECKS: tuple[PathCheck, ...] = (
     PathCheck("prefill", ("prefill",), "filling a cache is the plain forward", _prefill),
-    PathCheck("extend", ("prefill", "extend"), "two pieces, split anywhere", _extend),
     PathCheck("decode", ("prefill", "decode"), "token by token", _decode),
+    PathCheck("extend", ("prefill", "extend"), "two pieces, split anywhere", _extend),
     PathCheck("chunks", ("prefill", "extend"), "chunks of any size", _chunks),
     PathCheck("batch-order", ("prefill", "decode"), "rows in another order", _order),
     PathCheck("batch-width", ("prefill", "extend", "decode"), "alone or among others", _width),

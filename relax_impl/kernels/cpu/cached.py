@@ -16,7 +16,7 @@ from tvm.relax.frontend.nn import Tensor, op
 from tvm.script import tirx as T
 
 from relax_impl.attention import MASKED, Attention, causal
-from relax_impl.cached import PANEL, CachedAttention, Past
+from relax_impl.cached import PANEL, CachedAttention, Past, bias_of
 from relax_impl.config import MPTConfig
 from relax_impl.kernels.cpu.vector import LANES, at, exp, narrow, splat, spread, widen
 
@@ -47,7 +47,7 @@ def cached_kernel(
     whole = dim // LANES
     together = math.gcd(whole, SIDE) if whole else 1
     has_bias = config.alibi
-    bias: Any = cached.bias or attention.bias
+    bias: Any = bias_of(cached, attention)
     visible: Any = attention.visible
     score: Any = attention.score
     probability: Any = attention.probability
@@ -58,7 +58,10 @@ def cached_kernel(
     edge: Any = cached.edge
     start_of: Any = cached.start
     row_of: Any = cached.read
-    head_of: Any = cached.head
+
+    def head_of(head: Any, count: Any) -> Any:
+        return cached.head(head, count, config)
+
     key_head_of: Any = cached.key_head
 
     @T.inline
@@ -77,6 +80,7 @@ def cached_kernel(
         limit: Any,
         start: Any,
         sk: Any,
+        new: Any,
     ) -> None:
         acc = T.alloc_buffer((mr * np * LANES,), "float32", scope="local")
         for t in T.unroll(mr * np):
@@ -96,7 +100,9 @@ def cached_kernel(
                 St[r, at(place, LANES)] = acc[at((r * np + p) * LANES, LANES)]
                 if has_bias:
                     St[r, at(place, LANES)] = St[r, at(place, LANES)] + bias(
-                        spread(slope, LANES), T.Cast("float32x16", here - spread(query[r], LANES))
+                        spread(slope, LANES),
+                        T.Cast("float32x16", here - spread(query[r], LANES)),
+                        new,
                     )
                 if has_score:
                     St[r, at(place, LANES)] = score(St[r, at(place, LANES)])
@@ -244,6 +250,7 @@ def cached_kernel(
                     limit,
                     start,
                     T.Cast("int32", held),
+                    T.Cast("int32", count),
                 )
             if np > 1:
                 for p in range(steps % np):
@@ -262,6 +269,7 @@ def cached_kernel(
                         limit,
                         start,
                         T.Cast("int32", held),
+                    T.Cast("int32", count),
                     )
             running(mr, St, top, total, Ot, steps)
             weigh(
