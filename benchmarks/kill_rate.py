@@ -181,10 +181,12 @@ def _one(fault: Fault, where: Path, prompts: Path | None) -> Result:
                       seconds=seconds, reason=reason)  # fmt: skip
     first = report.first_divergence
     survived = report.verdict == "conforms" and not fault.equivalent and prompts is None
+    # A subject that cannot be made is caught only by a fault that is expected to do just that.
+    broken = first is not None and first.tap == "load" != common["expected"]
     return Result(
         dead=survived and not _shows(fault, where),
         **common,
-        verdict=report.verdict,
+        verdict="error" if broken else report.verdict,
         by_tap=first is not None,
         tensors=sum(not tensor.arrived for tensor in report.tensors),
         found=first.tap if first else "",

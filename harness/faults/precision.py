@@ -6,6 +6,23 @@ sub-module rounds to storage once. An implementation that rounds scores or proba
 *and says so*, as the original does, is legitimate and gets wider limits. Under the port's own
 declaration the same rounding is a fault: the declaration promises what it does not keep, and the
 limits made from it must be tight enough to notice. All of these are meant for float16 storage.
+
+Two of them are decided apart, because a compiler makes them by itself.
+
+*Accumulation in float16* is what Relax makes of a matrix product without ``out_dtype``. It is a
+rounding policy like any other, if a poor one: an error that grows with the length of the sum, of
+either sign, on every element. So it is a fault unless ``accumulator="float16"`` is declared; then
+the limits come from orders that accumulate so too, and it conforms. The declaration excuses sums
+and nothing else, and stands in the verdict for everyone to read.
+
+*GELU with a rounded erf* is what Relax makes of ``gelu`` in float16: erf is rounded before 1 is
+added to it, where it is near -1. The result is exactly zero for arguments between -5.5 and -3.7 and
+off by up to 14 % between -3.2 and -2. That is no rounding of GELU but another function, with an
+error of one sign at the same arguments every time, and no declaration covers it:
+``Rounding.activation`` says whether GELU is given the rounded up-projection, and GELU itself is
+rounded once under either. So it is a fault whatever is declared.
+
+``tests/harness/test_rounding_policy.py`` holds both decisions, both ways.
 """
 
 from __future__ import annotations

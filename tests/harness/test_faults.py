@@ -16,6 +16,7 @@ from harness.errors import BadInput
 from harness.faults import activation, alibi, anchor, library, model
 from harness.faults.model import Fault, Planted
 from harness.pipeline import SHIPPED
+from relax_impl.layout import PANELS, ROWS, Layout
 
 FAULTS = tuple(library.library().values())
 REAL = tuple(fault for fault in FAULTS if not fault.equivalent)
@@ -52,6 +53,13 @@ def test_a_fault_says_what_it_is(fault: Fault) -> None:
         assert not fault.proof
 
 
+def test_at_most_three_strengths_of_one_mechanism_count() -> None:
+    names = [name for strengths in library.STRENGTHS.values() for name in strengths]
+    assert len(set(names)) == len(names)
+    assert set(names) <= {fault.name for fault in REAL}
+    assert all(2 <= len(strengths) <= 3 for strengths in library.STRENGTHS.values())
+
+
 def test_summaries_are_unique() -> None:
     repeated = [text for text, n in Counter(fault.summary for fault in FAULTS).items() if n > 1]
     assert not repeated
@@ -86,6 +94,23 @@ DEAD = (
         FAULTS[0], operations=None, weights=lambda weight_map, config, layer: weight_map
     ),
 )
+
+
+def test_a_fault_that_the_compiler_undoes_does_not_show() -> None:
+    """The graph changes and no number does: a cast to bfloat16 and back is only passed through."""
+    from tvm.relax.frontend.nn import op
+
+    def undone(operations: Any) -> Any:
+        def activation(x: Any) -> Any:
+            return op.astype(op.astype(operations.activation(x), "bfloat16"), x.dtype)
+
+        return dataclasses.replace(operations, activation=activation)
+
+    ids = np.arange(40, dtype=np.int32)[None]
+    planted = Planted(dataclasses.replace(library.library()["gelu-bfloat16"], operations=undone))
+    assert anchor.changes(planted, SHIPPED)
+    assert not anchor.shows(planted, SHIPPED, ids)
+    assert anchor.shows(Planted(library.library()["gelu-bfloat16"]), SHIPPED, ids)
 
 
 @pytest.mark.parametrize("fault", DEAD, ids=MECHANISMS)
@@ -130,7 +155,10 @@ def test_a_weight_fault_in_one_layer_stays_there(fault: Fault) -> None:
     assert touched <= _arrays(fault, config, None)
 
 
-def test_every_weight_fault_uses_each_tensor_once(checkpoint: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("layout", [ROWS, PANELS], ids=lambda layout: layout.name)
+def test_every_weight_fault_uses_each_tensor_once_and_acts_in_any_layout(
+    layout: Layout, checkpoint: Callable[[str], Path]
+) -> None:
     from harness.checkpoint.reader import Checkpoint
     from relax_impl.config import MPTConfig
     from relax_impl.loader import load_parameters, mapping
@@ -140,11 +168,12 @@ def test_every_weight_fault_uses_each_tensor_once(checkpoint: Callable[[str], Pa
             continue
         opened = Checkpoint.open(checkpoint(fault.exposure))
         config = MPTConfig.from_dict(opened.config)
+        plain = mapping(config, layout)
+        healthy = load_parameters(config, opened, "float16", plain).tensors
         # Raises where the map is no bijection or a shape does not fit.
-        loaded = load_parameters(
-            config, opened, "float16", fault.weights(mapping(config), config, None)
-        )
+        loaded = load_parameters(config, opened, "float16", fault.weights(plain, config, None))
         assert all(np.isfinite(a.astype(np.float32)).all() for a in loaded.tensors.values())
+        assert any(a.tobytes() != healthy[name].tobytes() for name, a in loaded.tensors.items())
 
 
 @pytest.mark.parametrize(
@@ -155,6 +184,9 @@ def test_every_weight_fault_uses_each_tensor_once(checkpoint: Callable[[str], Pa
         ("alibi-sign@2", "transformer.blocks.2.attn.context"),
         ("gelu-tanh", "transformer.blocks.0.ffn.act"),
         ("gelu-tanh@3", "transformer.blocks.3.ffn.act"),
+        ("layers-sorted-as-text", "transformer.blocks.2.norm_1"),
+        ("layers-sorted-as-text@3", "transformer.blocks.3.norm_1"),
+        ("expansion-ratio-always-4", "load"),
         ("norm-f-gamma-ones", "transformer.norm_f"),
         ("same-alibi-anchor", ""),
     ],
@@ -171,6 +203,7 @@ def test_where_a_planted_fault_is_expected_first(text: str, place: str) -> None:
         ("gelu-tanh@-1", "no such layer"),
         ("clip-qkv-ignored@0", "cannot be confined"),
         ("norm-f-gamma-ones@0", "cannot be confined"),
+        ("biases-taken-for-absent@0", "cannot be confined"),
     ],
 )
 def test_a_fault_that_cannot_be_planted_is_refused(text: str, complaint: str) -> None:
