@@ -352,6 +352,43 @@ def certify(
     raise typer.Exit(EXIT_DIVERGES if worse else EXIT_CONFORMS)
 
 
+@app.command()
+def shrink(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Script to write.")],
+    checkpoint: CheckpointArgument = None,
+    subject: Annotated[str, typer.Option(help="As in check.")] = "relax",
+    dtype: Annotated[str, typer.Option(callback=_dtype)] = "float16",
+    target: Annotated[str, typer.Option()] = "llvm",
+    prompts: Annotated[str | None, typer.Option()] = None,
+    fault: Annotated[str | None, typer.Option()] = None,
+) -> None:
+    """Make a failing check small, and write a script that repeats it."""
+    from harness.pipeline import SHIPPED, Request
+    from harness.report.files import require_writable
+    from harness.shrink.command import lines, write
+    from harness.shrink.command import shrink as run
+
+    require_writable(output)
+    progress = _Progress()
+    try:
+        shrunk = run(
+            Request(
+                checkpoint=checkpoint or SHIPPED,
+                subject=subject,
+                dtype=dtype,
+                target=target,
+                prompts=prompts,
+                fault=fault,
+            ),
+            progress,
+        )
+    finally:
+        progress.stop()
+    write(shrunk, output)
+    for line in (*lines(shrunk), f"python {output}"):
+        typer.echo(line)
+
+
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence, never in a traceback."""
     try:

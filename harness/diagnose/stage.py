@@ -26,6 +26,7 @@ from harness.subjects.calls import SubjectFailure
 from harness.subjects.protocol import Array
 
 _TABLE = re.compile(r"bias (\d+)x(\d+)")
+PRECISION = "precision"
 MOST_TAPS = 4
 """Taps looked at when the first one is not explained."""
 
@@ -302,8 +303,8 @@ def _templates(inquiry: Inquiry, seen: Exhibit, only: frozenset[str] | None) -> 
             continue
         if steps.differs(fault.name):
             yield from template(fault.name, run(fault.name, read(steps, fault.name), steps))
-        elif fault.area == "precision" and fault.weights is None and storage != "float32":
-            narrow = library_steps(seen.part, seen.tap, inquiry.config, storage)
+        if fault.area == PRECISION and fault.operations is not None and storage != "float32":
+            narrow = library_steps(seen.part, seen.tap, inquiry.config, storage, PRECISION)
             if narrow.differs(fault.name):
                 yield Template(fault.name, run(fault.name, read(narrow, fault.name), narrow))
     if names:
@@ -340,14 +341,24 @@ def _told_apart(
             continue
         seen = exhibit(witness, Place(layer, tap))
         scene = _scene(inquiry, seen)
-        templates = {t.fault: t for t in _templates(inquiry, seen, names)}
-        if not templates:
+        predicted: dict[str, list[Float]] = {name: [] for name in names}
+        for template in _templates(inquiry, seen, names):
+            predicted[template.fault].append(template.expected)
+        if not any(predicted.values()):
             continue
-        for name in names:
-            expected = templates[name].expected if name in templates else seen.golden
-            finite = np.isfinite(seen.observed) & np.isfinite(expected)
-            error = np.where(finite, seen.observed - expected, 0.0) / seen.noise(seen.golden)
-            left[name] += float((error * error).sum())
-            worst[name] = max(worst[name], scene.ratio(seen.observed, expected))
+        for name, several in predicted.items():
+            # A fault without a template here leaves the tap as it should be.
+            ratio, rest = min(_fit(scene, expected) for expected in several or [seen.golden])
+            worst[name], left[name] = max(worst[name], ratio), left[name] + rest
     kept = [m for m in group if worst[m.fault] <= 1.0]
     return tuple(sorted(kept, key=lambda m: (left[m.fault], m.left)))
+
+
+def _fit(scene: Scene, expected: Float) -> tuple[float, float]:
+    """Return how far the observed is from a template, over the limits and as a squared error."""
+    beyond = ~np.isfinite(scene.observed) & ~np.isfinite(expected)
+    seen, wanted = (np.where(beyond, scene.golden, a) for a in (scene.observed, expected))
+    ratio = scene.ratio(seen, wanted)
+    if not np.isfinite(ratio):
+        return np.inf, np.inf
+    return ratio, float(np.square((seen - wanted) / scene.noise(scene.golden)).sum())

@@ -6,8 +6,9 @@ acts on and no other; what stays equal as a graph is not compiled and not run.
 
 The functions are made of the port's own building blocks, so that the same mutation that plants a
 fault makes its template. They compute in float32, where the rounding of the storage dtype does not
-blur the difference between faulty and healthy; float64 is no dtype of the port. A fault that only
-exists in the storage dtype, because it leaves out a widening, is computed in that.
+blur the difference between faulty and healthy; float64 is no dtype of the port. Faults of precision
+are computed in the storage dtype too: they may leave out a widening that float32 does not need, or
+round twice.
 """
 
 from __future__ import annotations
@@ -294,7 +295,9 @@ def _machine(module: Any, target: Any) -> Any:
 
 
 @lru_cache(maxsize=64)
-def library_steps(part: PartName, tap: str, config: Any, dtype: str) -> Steps:
+def library_steps(
+    part: PartName, tap: str, config: Any, dtype: str, area: str | None = None
+) -> Steps:
     """Return the functions of one tap for the faults of the library on one config.
 
     Parameters
@@ -303,6 +306,8 @@ def library_steps(part: PartName, tap: str, config: Any, dtype: str) -> Steps:
         Parsed by the port's room.
     dtype
         In which they compute.
+    area
+        Leave out the faults of all other areas.
     """
     from harness.faults.library import library
     from relax_impl.operations import PLAIN
@@ -312,6 +317,8 @@ def library_steps(part: PartName, tap: str, config: Any, dtype: str) -> Steps:
         if fault.equivalent:
             continue
         if fault.operations is None and fault.config is None:
+            continue
+        if area not in (None, fault.area):
             continue
         try:
             changed = fault.config(config) if fault.config else config
