@@ -117,7 +117,7 @@ def _equivalent(
         "decode",
         evidence,
         "trained",
-        "logits",
+        "none",
         summary,
         operations=operations,
         equivalent=True,
@@ -132,7 +132,6 @@ BIAS = (
         "decode",
         _cached(bias=_times(lambda n: _when(_decoding(n), _constant(0.0), _constant(1.0)))),
         "https://github.com/HabanaAI/vllm-fork/pull/437",
-        "https://github.com/vllm-project/vllm/issues/1230",
     ),
     _fault(
         "cached-bias-absent",
@@ -367,20 +366,20 @@ POSITIONS = (
 
 EQUIVALENT = (
     _equivalent(
-        "decode-position-one-short",
+        "same-decode-position-one-short",
         "a decode step measures distances from the token before",
         _cached(position=lambda past, i, n: _when(_decoding(n), past + i - 1, past + i)),
         "every key of a row gets the same slope more: softmax does not see it",
         "https://github.com/vllm-project/vllm/pull/945",
     ),
     _equivalent(
-        "position-of-chunk",
+        "same-position-of-chunk",
         "distances are measured from the place within the chunk",
         _cached(position=lambda past, i, n: i),
         "every key of a row gets the same multiple of the slope more: softmax does not see it",
     ),
     _equivalent(
-        "bias-from-slot-0",
+        "same-bias-from-slot-0",
         "the bias is slope times slot, without the query",
         _cached(position=lambda past, i, n: past - past),
         "the query's share is the same for every key of a row: softmax does not see it",
