@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from harness.judge.factors import Factors
 from harness.measure.records import Measurement
-from harness.measure.statistics import STATISTICS, Statistics
+from harness.measure.statistics import STATISTICS, Shares, Statistics
 
 _NORMAL = NormalDist()
 # A correctly rounded element is off by at most half a spacing; noise is a spacing over sqrt(12).
@@ -15,6 +15,7 @@ _HALF_SPACING = math.sqrt(3.0)
 # The square of a uniform error has mean 1 and variance 4/5 in noise units, so the root mean square
 # of n of them has a standard deviation of sqrt(4/5) / 2 / sqrt(n).
 _RMS_SPREAD = math.sqrt(0.8) / 2.0
+_ROUNDING_ALONE = Shares()
 
 
 def _quantile(count: int, alpha: float) -> float:
@@ -22,11 +23,20 @@ def _quantile(count: int, alpha: float) -> float:
     return -_NORMAL.inv_cdf(alpha / (2.0 * count))
 
 
-def floor(statistic: str, rows: int, columns: int, alpha: float) -> float:
-    """Return what independent, correctly rounded errors reach by chance alone.
+def _normal_square(averaged: int, quantile: float) -> float:
+    """Return the quantile of a mean of squared normal values (Wilson and Hilferty 1931)."""
+    step = 2.0 / (9.0 * averaged)
+    return (1.0 - step + quantile * math.sqrt(step)) ** 3
+
+
+def floor(
+    statistic: str, rows: int, columns: int, alpha: float, shares: Shares = _ROUNDING_ALONE
+) -> float:
+    """Return what independent errors of the expected size reach by chance alone.
 
     The orders are few and round alike, so that on a small tensor the worst of them may lie below
-    what another correct implementation shows.
+    what another correct implementation shows. What is rounding is bounded by half a spacing; what
+    is accumulation is taken as normal.
 
     Parameters
     ----------
@@ -36,21 +46,34 @@ def floor(statistic: str, rows: int, columns: int, alpha: float) -> float:
         Shape of the error matrix.
     alpha
         Probability of exceeding the floor.
+    shares
+        Of the expected variance, what is accumulation.
     """
     if statistic == "tail":
-        return _HALF_SPACING
+        quantile = _quantile(rows * columns, alpha)
+        # sqrt(3) * sqrt(1 - s) + q * sqrt(s) is largest at s = q^2 / (3 + q^2).
+        share = min(shares.element, quantile**2 / (3.0 + quantile**2))
+        return _HALF_SPACING * math.sqrt(1.0 - share) + quantile * math.sqrt(share)
     if statistic in ("rms", "row", "column"):
-        averaged, count = {
-            "rms": (rows * columns, 1),
-            "row": (columns, rows),
-            "column": (rows, columns),
+        averaged, count, share = {
+            "rms": (rows * columns, 1, shares.total),
+            "row": (columns, rows, shares.row),
+            "column": (rows, columns, shares.column),
         }[statistic]
-        spread = _quantile(count, alpha) * _RMS_SPREAD / math.sqrt(averaged)
-        return min(_HALF_SPACING, 1.0 + spread)
-    count = {"row_bias": rows, "column_bias": columns, "gain": 1}[statistic]
-    averaged = {"row_bias": columns, "column_bias": rows, "gain": rows * columns}[statistic]
+        quantile = _quantile(count, alpha)
+        spread = quantile * _RMS_SPREAD / math.sqrt(averaged)
+        rounding = min(_HALF_SPACING, 1.0 + spread)
+        accumulation = _normal_square(averaged, quantile)
+        return math.sqrt((1.0 - share) * rounding**2 + share * accumulation)
+    count, averaged, share = {
+        "row_bias": (rows, columns, shares.row),
+        "column_bias": (columns, rows, shares.column),
+        "gain": (1, rows * columns, shares.total),
+    }[statistic]
+    quantile = _quantile(count, alpha)
     # A mean of n errors, scaled by sqrt(n), cannot exceed sqrt(n) times the largest error.
-    return min(_quantile(count, alpha), _HALF_SPACING * math.sqrt(averaged))
+    bounded = _HALF_SPACING * math.sqrt(averaged * (1.0 - share)) + quantile * math.sqrt(share)
+    return min(quantile, bounded)
 
 
 def scarcity(measurement: Measurement, alpha: float) -> float:
@@ -80,7 +103,8 @@ def base(measurement: Measurement, statistic: str, alpha: float) -> float:
     NaN if no order stayed finite: then nothing can be judged.
     """
     worst = max((order.get(statistic) for order in usable(measurement.orders)), default=math.nan)
-    least = floor(statistic, measurement.rows, measurement.columns, alpha)
+    rows, columns = measurement.rows, measurement.columns
+    least = floor(statistic, rows, columns, alpha, measurement.shares)
     return scarcity(measurement, alpha) * max(worst, least)
 
 

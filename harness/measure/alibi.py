@@ -26,11 +26,15 @@ Attend = Callable[[Array, Array, Array], Array]
 _NEAR = 3.0
 # What is outside a window shares exp(-8) at most for every key as near as the window's nearest.
 _MARGIN = 8.0
+# Multiples of it fall evenly between 0 and 1.
+_GOLDEN = (5.0**0.5 - 1.0) / 2.0
 # What the nominal scale would give a lifted key, in nats; the least serves a scale 64 times that.
 _LIFTS = (2.0, 0.25, 2.0**-5)
 # A scale this far from the nominal one is no rounding of it in any storage dtype: bfloat16 keeps
 # probabilities to 2^-9, so that 2 nats are measured to 0.4 %.
 _FOREIGN = 0.1
+PHASES = (0.2, 0.4, 0.6, 0.8)
+"""Other roundings of the golden's bias, which belong to the envelope of a measured one."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,12 @@ def from_diagonal(table: Float) -> Float:
 
 
 def probe_bias(
-    attend: Attend, shape: AttentionShape, slopes: Float, query_length: int, key_length: int
+    attend: Attend,
+    shape: AttentionShape,
+    slopes: Float,
+    query_length: int,
+    key_length: int,
+    phase: float = 0.0,
 ) -> Float:
     """Measure the bias that ``attend`` adds.
 
@@ -124,12 +133,28 @@ def probe_bias(
     slopes
         Expected fall of the bias per key, ``(heads,)``; a guess that only serves to choose windows.
         Any value gives the right answer as long as no probability underflows.
+    phase
+        Between 0 and 1; another one gives other probabilities, and so other roundings of the same
+        bias. Which of them an attention meets hangs on the last bits of its scale.
 
     Returns
     -------
     numpy.ndarray
         ``(heads, query, key)`` float64, relative to the query's own position; zero at later keys.
     """
+    nats = float(slopes.max()) * key_length + _MARGIN
+    return _probe(attend, shape, slopes, query_length, key_length, phase, nats)
+
+
+def _probe(
+    attend: Attend,
+    shape: AttentionShape,
+    slopes: Float,
+    query_length: int,
+    key_length: int,
+    phase: float,
+    nats: float,
+) -> Float:
     nothing = np.zeros((1, key_length))
     every = [list(range(key_length))]
     quiet = _log_probabilities(
@@ -138,7 +163,12 @@ def probe_bias(
     if query_length > 1 and _sees_the_future(quiet):
         # Later keys take probability from all others until they underflow. That is a fault of the
         # mask; the bias shows where there is no later key.
-        return _one_query_at_a_time(attend, shape, slopes, query_length, key_length)
+        result = np.zeros((shape.n_heads, query_length, key_length))
+        for row in range(query_length):
+            seen = key_length - query_length + row + 1
+            alone = _probe(attend, shape, slopes, 1, seen, phase, nats)
+            result[:, row, :seen] = alone[:, 0]
+        return result
     result = from_diagonal(quiet)
     distance = _query_distance(query_length, key_length)
     far = [head for head in range(shape.n_heads) if slopes[head] * distance.max() > _NEAR]
@@ -146,10 +176,11 @@ def probe_bias(
         return result
     scale = _scale_in_force(attend, shape, result, query_length, key_length)
     # An attention that stores q.k before it scales can hold no more than its dtype can.
-    lift = np.minimum((float(slopes.max()) * key_length + _MARGIN) / scale, LARGEST[shape.dtype])
+    lift = np.minimum(nats / scale, LARGEST[shape.dtype])
     widths = {head: _width(float(slopes[head]), key_length) for head in far}
     for width in sorted(set(widths.values())):
-        chain = _chain(attend, shape, lift, query_length, key_length, width)
+        plan = _Windows(width, key_length, nats, phase)
+        chain = _chain(attend, shape, lift, query_length, plan)
         for head in (head for head in far if widths[head] == width):
             for row in range(query_length):
                 near = np.flatnonzero(
@@ -167,25 +198,46 @@ def _width(slope: float, key_length: int) -> int:
     return int(4 ** max(0.0, np.floor(np.log2(max(widest, 1.0)) / 2)))
 
 
+@dataclass(frozen=True)
+class _Windows:
+    """Windows of ``width`` + 1 keys from the first key to the last, each sharing one with the next.
+
+    The key after a window takes a part of its own from every one. Else all windows of a head would
+    hold the same probabilities, and their roundings would add up along the chain.
+    """
+
+    width: int
+    key_length: int
+    nats: float
+    phase: float
+
+    def positions(self) -> list[list[int]]:
+        last = self.key_length - 1
+        starts = range(0, last, self.width)
+        return [list(range(at, min(at + self.width, last) + 1)) for at in starts]
+
+    def keys(self) -> Float:
+        """Return the first component of every key, ``(windows, key)``."""
+        windows = self.positions()
+        result = np.zeros((len(windows), self.key_length))
+        for row, window in enumerate(windows):
+            result[row, window] = 1.0
+            if window[-1] + 1 < self.key_length:
+                below = 1.0 + (_GOLDEN * row + self.phase) % 1.0 * _NEAR
+                result[row, window[-1] + 1] = 1.0 - below / self.nats
+        return result
+
+
 def _chain(
-    attend: Attend,
-    shape: AttentionShape,
-    lift: Float,
-    query_length: int,
-    key_length: int,
-    width: int,
+    attend: Attend, shape: AttentionShape, lift: Float, query_length: int, plan: _Windows
 ) -> Float:
     """Measure the bias from window to window, ``(heads, query, key)``, relative to the first key.
 
     Keys after the query hold nothing that can be used.
     """
-    starts = range(0, key_length - 1, width)
-    windows = [list(range(at, min(at + width, key_length - 1) + 1)) for at in starts]
-    keys = np.zeros((len(windows), key_length))
-    for row, window in enumerate(windows):
-        keys[row, window] = 1.0
-    logs = _log_probabilities(attend, shape, lift, keys, query_length, windows)
-    result = np.zeros((shape.n_heads, query_length, key_length))
+    windows = plan.positions()
+    logs = _log_probabilities(attend, shape, lift, plan.keys(), query_length, windows)
+    result = np.zeros((shape.n_heads, query_length, plan.key_length))
     for window, found in zip(windows, logs, strict=True):
         first = result[..., window[0], None]
         result[..., window[1:]] = first + found[..., 1:] - found[..., :1]
@@ -198,24 +250,35 @@ def _scale_in_force(
     """Return the factor on ``q.k``, ``(heads,)``: the nominal one unless another is in force.
 
     One key before the last gets ``q.k`` of 2 nats by the nominal scale, and what comes of it is the
-    scale. Under a larger one the own key begins to underflow, and less is lifted.
+    scale. Under a larger one the own key begins to underflow, and less is lifted. Once a foreign
+    scale is known, it is measured again with 2 nats of its own, as precisely as the nominal one.
     """
     dtype = BY_NAME[shape.dtype].numpy
     lifted = np.zeros((1, key_length))
     lifted[0, -2] = 1.0
     pair = [[key_length - 2, key_length - 1]]
+
+    def measured(nats: float, scale: Float) -> tuple[Float, Float]:
+        """Return the nats gained by the lifted key, and what was lifted."""
+        unit = np.minimum(nats / scale, LARGEST[shape.dtype]).astype(dtype).astype(np.float64)
+        logs = _log_probabilities(attend, shape, unit, lifted, query_length, pair)[0]
+        return logs[:, -1, 0] - logs[:, -1, 1] - natural[:, -1, -2], unit
+
+    nominal = np.full(shape.n_heads, shape.scale)
     result = np.full(shape.n_heads, np.nan)
     for nats in _LIFTS:
-        unit = np.full(shape.n_heads, nats / shape.scale).astype(dtype).astype(np.float64)
-        logs = _log_probabilities(attend, shape, unit, lifted, query_length, pair)[0]
-        gain = logs[:, -1, 0] - logs[:, -1, 1] - natural[:, -1, -2]
+        gain, unit = measured(nats, nominal)
         result = np.where(np.isnan(result) & (np.abs(gain) <= 2 * _LIFTS[0]), gain / unit, result)
         if not np.isnan(result).any():
             break
     # A scale that cannot be seen, or grows with no bound, is left to the taps of the attention.
     foreign = (np.abs(result / shape.scale - 1.0) > _FOREIGN) & (result > 0)
-    filled: Float = np.where(foreign, result, shape.scale)
-    return filled
+    if not foreign.any():
+        return nominal
+    coarse = np.where(foreign, result, nominal)
+    gain, unit = measured(_LIFTS[0], coarse)
+    fine: Float = np.where(foreign & (gain > 0), gain / unit, coarse)
+    return fine
 
 
 def _sees_the_future(table: Float) -> bool:
@@ -223,16 +286,6 @@ def _sees_the_future(table: Float) -> bool:
     queries, keys = table.shape[-2:]
     later = np.arange(keys)[None, :] > np.arange(keys - queries, keys)[:, None]
     return bool((table[:, later] > np.log(np.finfo(np.float64).tiny)).any())
-
-
-def _one_query_at_a_time(
-    attend: Attend, shape: AttentionShape, slopes: Float, query_length: int, key_length: int
-) -> Float:
-    result = np.zeros((shape.n_heads, query_length, key_length))
-    for row in range(query_length):
-        seen = key_length - query_length + row + 1
-        result[:, row, :seen] = probe_bias(attend, shape, slopes, 1, seen)[:, 0]
-    return result
 
 
 def _query_distance(query_length: int, key_length: int) -> Float:

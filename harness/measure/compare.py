@@ -16,6 +16,7 @@ from harness.measure.statistics import (
     noise_scale,
     relative_error,
     row_noise,
+    shares,
     statistics,
 )
 from harness.measure.taps import Place
@@ -68,6 +69,7 @@ def measure_tap(
         head=_worst_head(seen, truth, result.worst_row, heads) if heads else None,
         overflow=int((np.abs(truth) > LARGEST[dtype]).sum()),
         constant=bool(truth.size > 1 and (truth == truth.flat[0]).all()),
+        shares=shares(truth, noise, dtype),
     )
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
-from harness.measure.statistics import Statistics
+from harness.measure.statistics import Shares, Statistics
 from harness.measure.taps import Place
 
 Mode = Literal["local", "teacher-forced", "free-running", "deployed", "alibi"]
@@ -44,6 +44,8 @@ class Measurement:
         Golden magnitudes beyond the storage dtype: the checkpoint cannot be held in it.
     constant
         The golden is one constant, which hides most faults.
+    shares
+        Of the expected noise, what is not rounding to storage.
     """
 
     mode: Mode
@@ -60,6 +62,7 @@ class Measurement:
     head: int | None = None
     overflow: int = 0
     constant: bool = False
+    shares: Shares = field(default_factory=Shares)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.measure.alibi import AttentionShape, probe_bias
+from harness.measure.alibi import PHASES, AttentionShape, probe_bias
 from harness.measure.clock import Clock
 from harness.measure.compare import (
     measure_bias,
@@ -359,7 +359,10 @@ class Walk:
             yield Failure(place, name, str(failure), failure.detail)
             return
         golden = reference_bias(config, queries, keys)
-        orders = [self._order_bias(order, queries, keys) for order in self.oracle.orders]
+        every = self.oracle.orders
+        orders = [self._order_bias(order, queries, keys) for order in every]
+        exact = next(order for order in every if order.compute == "float64")
+        orders += [self._order_bias(exact, queries, keys, phase) for phase in PHASES]
         yield measure_bias(
             name,
             np.broadcast_to(observed, golden.shape).astype(np.float64),
@@ -368,7 +371,7 @@ class Walk:
             observed.dtype.name,
         )
 
-    def _order_bias(self, order: Any, queries: int, keys: int) -> Any:
+    def _order_bias(self, order: Any, queries: int, keys: int, phase: float = 0.0) -> Any:
         from reference.alibi import slopes
         from reference.model import attend
 
@@ -381,7 +384,7 @@ class Walk:
             tensors = (self.oracle.tensor(array) for array in (q, k, v))
             return np.asarray(attend(config, order, *tensors).detach().cpu().double().numpy())
 
-        return probe_bias(run, shape, rates, queries, keys)
+        return probe_bias(run, shape, rates, queries, keys, phase)
 
 
 def reference_bias(config: Any, queries: int, keys: int) -> Array:

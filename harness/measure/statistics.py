@@ -106,6 +106,47 @@ def noise_scale(
     return scale
 
 
+@dataclass(frozen=True)
+class Shares:
+    """How much of the expected variance is not rounding to storage but accumulation: 0 to 1.
+
+    The error of one rounding is bounded; a sum of many is nearly normal and is not.
+
+    Attributes
+    ----------
+    element
+        Largest share of one element; near a golden of zero the spacing vanishes, and it is 1.
+    row, column
+        Largest mean share of a row and of a column.
+    total
+        Mean share of all.
+    """
+
+    element: float = 0.0
+    row: float = 0.0
+    column: float = 0.0
+    total: float = 0.0
+
+
+def shares(golden: Float, noise: Float, dtype: str) -> Shares:
+    """Return the shares of accumulation in a noise scale.
+
+    Parameters
+    ----------
+    golden, noise
+        ``(rows, columns)`` float64; ``noise`` as ``noise_scale`` has it.
+    dtype
+        Storage dtype.
+    """
+    share = np.clip(1.0 - (ulp(golden, dtype) / noise) ** 2 / 12.0, 0.0, 1.0)
+    return Shares(
+        element=float(share.max()),
+        row=float(share.mean(axis=1).max()),
+        column=float(share.mean(axis=0).max()),
+        total=float(share.mean()),
+    )
+
+
 def row_noise(golden: Float, orders: Sequence[Float]) -> Float:
     """Return a noise scale that is one number a row, from the orders alone.
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from harness.judge.factors import shipped
 from harness.judge.verdict import judge
-from harness.measure.alibi import AttentionShape, from_diagonal, probe_bias
+from harness.measure.alibi import PHASES, AttentionShape, from_diagonal, probe_bias
 from harness.measure.compare import measure_bias
 from reference.alibi import bias as reference_bias
 from reference.alibi import slopes as reference_slopes
@@ -178,6 +178,8 @@ def judged(attention: Attention, heads: int, keys: int, dtype: str) -> bool:
         )
         for compute in (np.float32, np.float64)
     ]
+    exact = Attention(slopes, heads, 0.25, returns=held)
+    orders += [probe_bias(exact, shape, slopes, 5, keys, phase) for phase in PHASES]
     found = probe_bias(attention, shape, slopes, 5, keys)
     golden = reference_bias(heads, 8, 5, keys).double().numpy()
     measured = measure_bias("p", found, golden, orders, "float64")

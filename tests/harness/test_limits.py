@@ -16,7 +16,7 @@ from harness.judge.factors import Factors, shipped
 from harness.judge.limits import floor, limits, scarcity, usable
 from harness.judge.verdict import judge
 from harness.measure.records import Measurement
-from harness.measure.statistics import STATISTICS, Statistics
+from harness.measure.statistics import STATISTICS, Shares, Statistics, statistics
 from harness.measure.taps import Place
 from harness.subjects.protocol import STORAGE_DTYPES
 
@@ -63,6 +63,33 @@ def test_floors_lie_between_the_noise_and_its_largest_value(
     assert floor("tail", rows, columns, alpha) == math.sqrt(3)
     for name, length in (("row_bias", columns), ("column_bias", rows), ("gain", rows * columns)):
         assert 0 < floor(name, rows, columns, alpha) <= math.sqrt(3) * math.sqrt(length)
+
+
+@settings(derandomize=True)
+@given(shape=shapes, name=st.sampled_from(STATISTICS), share=st.floats(0, 1), more=st.floats(0, 1))
+def test_accumulation_only_raises_a_floor(
+    shape: tuple[int, int], name: str, share: float, more: float
+) -> None:
+    low, high = sorted((share, more))
+    floors = [floor(name, *shape, 1e-6, Shares(s, s, s, s)) for s in (0.0, low, high)]
+    assert floors == sorted(floors)
+
+
+@pytest.mark.parametrize(
+    "name", ["tail", "rms", "row", "column", "row_bias", "column_bias", "gain"]
+)
+@pytest.mark.parametrize("shape", [(1, 384), (3, 40), (200, 5)])
+def test_normal_errors_exceed_the_floor_as_rarely_as_was_said(
+    name: str, shape: tuple[int, int]
+) -> None:
+    """Counted over many draws: alpha for rows and columns together, within six deviations."""
+    alpha, trials = 0.01, 4000
+    draws = np.random.default_rng(shape[1]).standard_normal((trials, *shape))
+    golden = np.random.default_rng(1).standard_normal(shape)
+    one = np.ones(shape)
+    limit = floor(name, *shape, alpha, Shares(1, 1, 1, 1))
+    exceeded = np.mean([statistics(golden + d, golden, one).get(name) > limit for d in draws])
+    assert exceeded <= alpha + 6 * math.sqrt(alpha / trials)
 
 
 @settings(derandomize=True)
