@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -88,6 +88,8 @@ class Inquiry:
         Case to taps by path, in place of a subject that runs.
     excluded
         Faults that are left out of the library.
+    memory
+        Templates by place and case: leaving out another fault computes none of them again.
     """
 
     oracle: Oracle
@@ -100,6 +102,7 @@ class Inquiry:
     factors: Factors
     dumped: Mapping[str, Mapping[str, Array]] | None = None
     excluded: frozenset[str] = frozenset()
+    memory: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def config(self) -> Any:
@@ -126,6 +129,10 @@ def diagnose(inquiry: Inquiry, progress: Callable[[str], None] = lambda text: No
             found = _nothing(inquiry, place, 0, str(failure))
         except KeyError as missing:
             found = _nothing(inquiry, place, 0, f"the dump has no {missing}")
+        except Exception as error:
+            # The verdict stands without a name; what went wrong here must not hide it.
+            reason = f"the diagnosis failed: {type(error).__name__}: {error}"
+            found = _nothing(inquiry, place, 0, reason)
         if found.fault is not None:
             return found
         answer = answer or found
@@ -195,8 +202,12 @@ def _layers(inquiry: Inquiry, place: Place) -> tuple[int, ...]:
 
 def _at(inquiry: Inquiry, row: Row, progress: Callable[[str], None]) -> Diagnosis:
     measured = row.measurement
-    seen = _exhibit(inquiry, measured)
-    templates = list(_templates(inquiry, seen, None))
+    key = measured.place.path, measured.prompt
+    if key not in inquiry.memory:
+        exhibited = _exhibit(inquiry, measured)
+        inquiry.memory[key] = exhibited, tuple(_templates(inquiry, exhibited, None))
+    seen, every = inquiry.memory[key]
+    templates = [template for template in every if template.fault not in inquiry.excluded]
     progress(f"diagnosis: {measured.place.path}: {len(templates)} templates")
     group, nearest = match(_scene(inquiry, seen), templates)
     if seen.part == "attend" and group:
@@ -266,7 +277,7 @@ def _templates(inquiry: Inquiry, seen: Exhibit, only: frozenset[str] | None) -> 
     weights = healthy_parameters(inquiry.config, prefix, names, inquiry.read, storage)
 
     def wanted(name: str) -> bool:
-        return name not in inquiry.excluded and (only is None or name in only)
+        return only is None or name in only
 
     def run(key: str, weights: Mapping[str, Array], by: Any) -> Float:
         if seen.probe is None:

@@ -54,6 +54,19 @@ def test_the_command_line_names_it_in_words_and_in_the_record(
     assert "looks like gelu-tanh in layer 1" in outcome.out
 
 
+def test_a_failure_of_the_diagnosis_does_not_hide_the_verdict(
+    conform: Callable[..., Any], checkpoint: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr("harness.diagnose.stage.library_steps", broken)
+    outcome = conform("check", checkpoint, "--prompts", ids, "--fault", "gelu-tanh@1")
+    assert outcome.code == 1
+    assert outcome.first["tap"] == "transformer.blocks.1.ffn.act"
+    assert "RuntimeError: no compiler" in outcome.report["diagnosis"]["reason"]
+
+
 def test_it_runs_on_divergence_only_and_can_be_left_out(
     conform: Callable[..., Any],
     checkpoint: Path,
