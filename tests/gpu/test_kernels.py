@@ -83,6 +83,10 @@ GEMMS = [
     Gemm(384, 96, "bfloat16", "bfloat16", gelu=True),
     Gemm(1024, 192, "bfloat16", "float32"),
     Gemm(16, 16384, "float16", "float16", residual=True),
+    # As many tiles as make middle and wide ones worth while.
+    Gemm(8192, 136, "float16", "float16", bias=True, residual=True),
+    Gemm(8200, 64, "float16", "float32"),
+    Gemm(16384, 72, "float16", "float16", bias=True, residual=True),
 ]
 
 

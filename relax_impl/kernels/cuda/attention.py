@@ -9,10 +9,10 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_impl.kernels.cuda.library import call
+from relax_impl.kernels.cuda.maps import ENCODE, tensor_map
 from relax_impl.kernels.cuda.source import C_TYPES, HEAD_DIMS, source
 
 TILE, COLUMNS, FETCHED = 128, 64, 2
-SWIZZLE, PROMOTION = 3, 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,72 +76,15 @@ class Flash:
             out = T.match_buffer(out_, (B, SQ, heads * dim), dtype, align=16)
             q_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(
-                "runtime.cuTensorMapEncodeTiled",
-                q_map,
-                dtype,
-                3,
-                q.data,
-                WQ,
-                SQ,
-                B,
-                WQ * 2,
-                SQ * WQ * 2,
-                COLUMNS,
-                TILE,
-                1,
-                1,
-                1,
-                1,
-                0,
-                SWIZZLE,
-                PROMOTION,
-                0,
+                ENCODE, q_map, *tensor_map(dtype, q.data, (WQ, SQ, B), (COLUMNS, TILE, 1))
             )
             k_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(
-                "runtime.cuTensorMapEncodeTiled",
-                k_map,
-                dtype,
-                3,
-                k.data,
-                WK,
-                SK,
-                B,
-                WK * 2,
-                SK * WK * 2,
-                COLUMNS,
-                TILE,
-                1,
-                1,
-                1,
-                1,
-                0,
-                SWIZZLE,
-                PROMOTION,
-                0,
+                ENCODE, k_map, *tensor_map(dtype, k.data, (WK, SK, B), (COLUMNS, TILE, 1))
             )
             v_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(
-                "runtime.cuTensorMapEncodeTiled",
-                v_map,
-                dtype,
-                3,
-                v.data,
-                WV,
-                SK,
-                B,
-                WV * 2,
-                SK * WV * 2,
-                COLUMNS,
-                TILE,
-                1,
-                1,
-                1,
-                1,
-                0,
-                SWIZZLE,
-                PROMOTION,
-                0,
+                ENCODE, v_map, *tensor_map(dtype, v.data, (WV, SK, B), (COLUMNS, TILE, 1))
             )
             T.device_entry()
             _head, _tile, _batch = T.cta_id([heads, (SQ + TILE - 1) // TILE, B])

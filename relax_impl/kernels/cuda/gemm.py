@@ -9,15 +9,16 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_impl.kernels.cuda.library import call
+from relax_impl.kernels.cuda.maps import ENCODE, ITEM_BYTES, tensor_map
 from relax_impl.kernels.cuda.source import C_TYPES, source
 
-TILE_M, TILE_N, TILE_K, STAGES = 128, 256, 64, 4
+TILE_M, TILE_K = 128, 64
+WIDE_ROWS, NARROW_ROWS = 128, 32
+"""Rows of a weight that are fetched at once: half of a wide tile, or a part of a narrower one."""
 BLOCKS = 132
 """Multiprocessors of an H100 SXM; with fewer, blocks wait for their turn."""
-SHARED = STAGES * (TILE_M + TILE_N) * TILE_K * 2 + 4 * 64 * 128 + 2 * STAGES * 8
-ROW_BYTES = 128
-SWIZZLE, PROMOTION = 3, 2
-"""Of the copy engine: in rows of 128 bytes; fetch 128 bytes into the L2 cache at a time."""
+SHARED = 4 * (TILE_M + 256) * TILE_K * 2 + 2 * 8 * 8 + 4 * 64 * 128
+"""Ring of operands, its barriers, and boxes of results; as in ``gemm.cuh``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +71,7 @@ class Gemm:
         residual_width = N if self.residual else K
         limit = float(self.clip or 0)
         function, code = self.device_function(), source()
-        out_size = 4 if out_dtype == "float32" else 2
-        box = ROW_BYTES // out_size
+        box = 128 // ITEM_BYTES[out_dtype]
 
         @T.prim_func
         def gemm(
@@ -86,62 +86,17 @@ class Gemm:
             residual = T.match_buffer(residual_, (B, S, residual_width), dtype, align=16)
             out = T.match_buffer(out_, (B, S, N), out_dtype, align=16)
             x_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-            T.call_packed(
-                "runtime.cuTensorMapEncodeTiled",
-                x_map,
-                dtype,
-                2,
-                x.data,
-                K,
-                B * S,
-                K * 2,
-                TILE_K,
-                TILE_M,
-                1,
-                1,
-                0,
-                SWIZZLE,
-                PROMOTION,
-                0,
-            )
+            T.call_packed(ENCODE, x_map, *tensor_map(dtype, x.data, (K, B * S), (TILE_K, TILE_M)))
             weight_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(
-                "runtime.cuTensorMapEncodeTiled",
-                weight_map,
-                dtype,
-                2,
-                weight.data,
-                K,
-                N,
-                K * 2,
-                TILE_K,
-                TILE_N // 2,
-                1,
-                1,
-                0,
-                SWIZZLE,
-                PROMOTION,
-                0,
+                ENCODE, weight_map, *tensor_map(dtype, weight.data, (K, N), (TILE_K, WIDE_ROWS))
+            )
+            narrow_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+            T.call_packed(
+                ENCODE, narrow_map, *tensor_map(dtype, weight.data, (K, N), (TILE_K, NARROW_ROWS))
             )
             out_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
-            T.call_packed(
-                "runtime.cuTensorMapEncodeTiled",
-                out_map,
-                out_dtype,
-                2,
-                out.data,
-                N,
-                B * S,
-                N * out_size,
-                box,
-                64,
-                1,
-                1,
-                0,
-                SWIZZLE,
-                PROMOTION,
-                0,
-            )
+            T.call_packed(ENCODE, out_map, *tensor_map(out_dtype, out.data, (N, B * S), (box, 64)))
             T.device_entry()
             _rank = T.cta_id_in_cluster([2])
             _block = T.cta_id([BLOCKS])
@@ -154,6 +109,7 @@ class Gemm:
                     function,
                     T.address_of(x_map),
                     T.address_of(weight_map),
+                    T.address_of(narrow_map),
                     T.address_of(out_map),
                     x.data,
                     weight.data,

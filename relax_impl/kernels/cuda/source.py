@@ -7,7 +7,7 @@ from pathlib import Path
 
 C_TYPES = {"float16": "half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 PTX_TYPES = {"float16": "f16", "bfloat16": "bf16"}
-TILE_N = 256
+TILES_N = (64, 128, 256)
 KEYS = 128
 HEAD_DIMS = tuple(range(16, 129, 16))
 """Features of a head that the attention kernel is written for."""
@@ -52,7 +52,7 @@ struct Wgmma<{C_TYPES[dtype]}, {n}> {{
 def source() -> str:
     """All device code, to be emitted before the kernels that call it."""
     here = Path(__file__).parent
-    sizes = sorted({TILE_N, KEYS, *HEAD_DIMS})
+    sizes = sorted({*TILES_N, KEYS, *HEAD_DIMS})
     products = "".join(wgmma(dtype, n) for dtype in PTX_TYPES for n in sizes)
     parts = [
         (here / "hopper.cuh").read_text(),
