@@ -23,6 +23,9 @@ error of one sign at the same arguments every time, and no declaration covers it
 rounded once under either. So it is a fault whatever is declared.
 
 ``tests/harness/test_rounding_policy.py`` holds both decisions, both ways.
+
+The bias is read off the result of the attention, so that the probe of ALiBi is the first to see
+what rounds scores, probabilities or context; queries, keys and values it chooses itself.
 """
 
 from __future__ import annotations
@@ -218,7 +221,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "scores-float16",
-        "attn.context",
+        "alibi",
         "scores are rounded to float16 before the softmax",
         _attention(score=through("float16")),
         _PORT,
@@ -226,13 +229,13 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "scores-bfloat16",
-        "attn.context",
+        "alibi",
         "scores are rounded to bfloat16 before the softmax",
         _attention(score=through("bfloat16")),
     ),
     _fault(
         "scores-unscaled-float16",
-        "attn.context",
+        "alibi",
         "q.k is rounded to float16 before it is scaled",
         _unscaled_scores,
         _PORT,
@@ -327,7 +330,7 @@ FAULTS: tuple[Fault, ...] = (
     ),
     _fault(
         "context-bfloat16",
-        "attn.context",
+        "alibi",
         "the context passes through bfloat16",
         _narrowed("attention", "bfloat16"),
     ),
