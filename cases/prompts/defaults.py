@@ -23,7 +23,7 @@ def default_prompts(
     """Prompts that fit a checkpoint; the same ones every time.
 
     Among them, whatever the checkpoint: one token, two tokens, an odd length, one token repeated,
-    Among them for any checkpoint: one token, two tokens, an odd length, one token repeated,
+    both ends of the vocabulary, ids that are often padding, and as many tokens as fit.
     With a tokenizer also the texts of this folder, for ids as they occur in use. A text that does
     not fit is cut; of prompts that come out equal, the first stays.
 
