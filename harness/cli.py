@@ -353,6 +353,52 @@ def certify(
 
 
 @app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="Directory in the hub layout.")],
+    prompt: Annotated[str, typer.Argument(help="Text to go on from.")],
+    max_new_tokens: Annotated[int, typer.Option(help="Stop after so many.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(help="Draw from the likeliest tokens that reach this sum.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    chunk: Annotated[int | None, typer.Option(help="Tokens of the prompt a call.")] = None,
+    dtype: Annotated[str, typer.Option(callback=_dtype)] = "float16",
+    target: Annotated[str, typer.Option(help="llvm, cuda, or a TVM target as JSON.")] = "llvm",
+    ignore_stop: Annotated[
+        bool, typer.Option("--ignore-stop", help="Go on after a stop token.")
+    ] = False,
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Write the record here; - for standard output, text to the other one."),
+    ] = None,
+) -> None:
+    """Generate text with the port's cache; tokens per second at the end."""
+    from harness.generate.command import GenerateRequest, run, summary
+    from harness.generate.sampling import Sampling
+    from harness.report.files import require_writable, to_json, write_whole
+
+    piped = json is not None and str(json) == "-"
+    if json is not None and not piped:
+        require_writable(json)
+    sampling = Sampling(temperature, top_p, seed)
+    request = GenerateRequest(
+        checkpoint, prompt, max_new_tokens, sampling, chunk, dtype, target, ignore_stop
+    )
+    made = run(request, lambda text: print(text, end="", flush=True, file=_text_stream(piped)))
+    print(file=_text_stream(piped))
+    typer.echo(summary(made), err=True)
+    if piped:
+        typer.echo(to_json(made).decode(), nl=False)
+    elif json is not None:
+        write_whole(json, to_json(made))
+
+
+def _text_stream(piped: bool) -> Any:
+    return sys.stderr if piped else sys.stdout
+
+
+@app.command()
 def shrink(
     output: Annotated[Path, typer.Option("--output", "-o", help="Script to write.")],
     checkpoint: CheckpointArgument = None,
