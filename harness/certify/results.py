@@ -138,7 +138,8 @@ class Record:
         self._path, self._stamp = path, stamp
         self.runs: dict[str, Run] = {}
         if path is not None and path.exists():
-            self.runs = {run.key: run for run in self._read(path)}
+            # What failed to run is run again.
+            self.runs = {run.key: run for run in self._read(path) if run.verdict != "error"}
 
     def _read(self, path: Path) -> Iterable[Run]:
         for number, line in enumerate(path.read_bytes().splitlines(), 1):

@@ -23,9 +23,10 @@ from harness.certify.certificate import (
 from harness.certify.healthy import HEAD_DIMS, VOCABULARIES, certified_config, require_disjoint
 from harness.certify.lines import lines
 from harness.certify.page import page
+from harness.certify.planting import confined_layer, mechanism
 from harness.certify.results import FaultRun, HealthyRun, Record
 from harness.errors import BadInput
-from harness.faults.library import library
+from harness.faults.library import library, parse
 from harness.report.files import to_json
 
 FIRST = "transformer.blocks.0.norm_1"
@@ -243,6 +244,36 @@ def test_a_campaign_goes_on_from_its_record(tmp_path: Path) -> None:
     assert list(Record(path, "one").runs.values()) == [*RUNS[:2], *RUNS[7:]]
     # Under other factors or another port they are not results of this gate.
     assert Record(path, "two").runs == {}
+
+
+def test_what_failed_to_run_is_run_again(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    Record(path, "one").add([fault("a", verdict="error"), fault("b")])
+    assert set(Record(path, "one").runs) == {"fault b"}
+    Record(path, "one").add([fault("a")])
+    assert set(Record(path, "one").runs) == {"fault a", "fault b"}
+
+
+def test_confined_faults_lie_beyond_the_first_layer_and_inside_the_model() -> None:
+    layers = {
+        name: layer for name, one in library().items() if (layer := confined_layer(one)) is not None
+    }
+    assert len(layers) > 100
+    for name, layer in layers.items():
+        one = library()[name]
+        assert one.per_layer and not one.equivalent
+        # Where it is planted there is what it takes hold of: the command line accepts it.
+        parse(f"{name}@{layer}", layer + 1)
+    assert {layer for name, layer in layers.items() if library()[name].exposure == "trained"} == {
+        1,
+        2,
+        3,
+    }
+
+
+def test_a_mechanism_is_held_out_whole() -> None:
+    assert mechanism("gelu-tanh") == {"gelu-tanh"}
+    assert "norm-epsilon-1e-3" in mechanism("norm-epsilon-1e-6")
 
 
 def test_a_damaged_record_is_named_with_its_line(tmp_path: Path) -> None:
