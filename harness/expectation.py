@@ -9,6 +9,7 @@ from typing import Any
 from harness.judge.coverage import Axis, Omission
 from harness.judge.verdict import Row
 from harness.measure.arrival import Arrival
+from harness.measure.paths import CHECKS
 from harness.measure.records import Skip
 from harness.measure.run import Case
 from harness.measure.taps import Place, places
@@ -112,10 +113,22 @@ def coverage(
         tensor_skips = (Omission(len(topology), "the subject has no parameters()"),)
     arrived = sum(arrival.arrived for arrival in arrivals)
     tensors = Axis("tensors", len(topology), arrived, tensor_skips)
+    names = {f"paths.{check.name}" for check in CHECKS}
+    left: dict[str, int] = {}
+    for skip in skips:
+        if skip.axis == "path":
+            left[skip.reason] = left.get(skip.reason, 0) + 1
+    paths = Axis(
+        "paths",
+        len(names),
+        len(names & {place.tap for place in seen}),
+        tuple(Omission(count, reason) for reason, count in left.items()),
+    )
     return (
         tensors,
         layer_axis,
         taps,
+        paths,
         Axis("cases", len(cases), len(done)),
         Axis("positions", sum(int(c.ids.size) for c in cases), sum(int(c.ids.size) for c in done)),
         Axis("dtypes", 1, int(getattr(subject, "dtype", None) == plan.dtype and bool(rows))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from harness.localise import first_divergence
 from harness.measure.arrival import Arrival, prove_arrival
 from harness.measure.conversion import conversion
 from harness.measure.oracle import Oracle, stored
+from harness.measure.paths import path_events
 from harness.measure.records import Failure, LogitSummary, Measurement, Skip
 from harness.measure.run import Case, Walk
 from harness.measure.taps import Place, places
@@ -202,7 +204,7 @@ def check(
             if dump is None
             else TraceWalk(oracle, dump, cases, layers=layers, progress=progress)
         )
-        for event in walk.events():
+        for event in chain(walk.events(), path_events(oracle, subject, cases, progress)):
             if isinstance(event, Measurement):
                 rows.append(judge(event, dtype, shipped()))
             elif isinstance(event, Failure):
