@@ -13,6 +13,7 @@ from typing import Any
 import tvm
 from tvm import relax
 
+from relax_impl import index
 from relax_impl.config import MPTConfig
 from relax_impl.graph import Function, Graph, LayerOperations, build_graph
 from relax_impl.kernels import cuda
@@ -188,21 +189,30 @@ def compile_model(
     """
     use_all_cores()
     resolved = resolve(target)
-    best = default_operations(target)
-    with resolved:
-        graph = build_graph(config, dtype, operations or (lambda layer: best))
-    path = cache_directory() / f"{cache_key(graph.module, resolved)}.so"
-    cached = _intact(path)
-    if not cached:
-        _compile(graph, resolved, path)
+    note = None if operations else index.note(cache_directory(), config, dtype, str(resolved))
+    known = index.read(note) if note else None
+    if known is None or not _intact(cache_directory() / known.library):
+        best = default_operations(target)
+        with resolved:
+            graph = build_graph(config, dtype, operations or (lambda layer: best))
+        path = cache_directory() / f"{cache_key(graph.module, resolved)}.so"
+        cached = _intact(path)
+        if not cached:
+            _compile(graph, resolved, path)
+        known = index.Known(path.name, graph.functions, graph.variants, graph.layout)
+        if note:
+            _replace(note, index.encoded(known))
+    else:
+        cached = True
+    path = cache_directory() / known.library
     return Library(
         config=config,
         dtype=dtype,
         target=resolved.kind.name,
         path=path,
-        functions=graph.functions,
-        variants=graph.variants,
-        layout=graph.layout,
+        functions=known.functions,
+        variants=known.variants,
+        layout=known.layout,
         executable=_load(path, resolved),
         cached=cached,
     )
