@@ -68,7 +68,7 @@ def read(path: Path) -> Known | None:
         raw = json.loads(path.read_text())
         functions = {
             name: Function(
-                **{key: tuple(v) if isinstance(v, list) else v for key, v in fields.items()}
+                str(fields["name"]), tuple(fields["parameters"]), tuple(fields["outputs"])
             )
             for name, fields in raw["functions"].items()
         }
