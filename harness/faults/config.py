@@ -92,6 +92,20 @@ def _always_alibi(operations: Any) -> Any:
     )
 
 
+def _head_of_the_embedding(weight_map: Any, config: Any, layer: int | None) -> Any:
+    """Read lm_head, and store the token embedding in its place."""
+    table, head = "transformer.wte.weight", "lm_head.weight"
+    seen: list[Any] = []
+
+    def keep(array: Any) -> Any:
+        seen.append(array)
+        return weight_map.map_func[table](array)
+
+    # The embedding is loaded first: it is the first tensor of a checkpoint.
+    functions = {table: keep, head: lambda array: weight_map.map_func[head](seen[-1])}
+    return replace(weight_map, map_func={**weight_map.map_func, **functions})
+
+
 def _fault(
     name: str,
     first_tap: str,
@@ -344,19 +358,7 @@ FAULTS: tuple[Fault, ...] = (
         "logits come from the token embedding although there is an lm_head",
         "https://github.com/mosaicml/llm-foundry/pull/728",
         "untied",
-        weights=lambda weight_map, config, layer: replace(
-            weight_map,
-            map_func={
-                **weight_map.map_func,
-                "lm_head.weight": weight_map.map_func["transformer.wte.weight"],
-                "transformer.wte.weight": weight_map.map_func["lm_head.weight"],
-            },
-            param_map={
-                **weight_map.param_map,
-                "lm_head.weight": ("transformer.wte.weight",),
-                "transformer.wte.weight": ("lm_head.weight",),
-            },
-        ),
+        weights=_head_of_the_embedding,
     ),
     _fault(
         "layer-norm-epsilon-ignored",

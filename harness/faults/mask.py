@@ -152,6 +152,7 @@ FAULTS: tuple[Fault, ...] = (
         "mask-window-500",
         "only the last 500 keys are seen",
         _visible(lambda query, key: tirx.all(key <= query, key > query - 500)),
+        tap="alibi",
         exposure="long-12-heads",
     ),
     _fault(
