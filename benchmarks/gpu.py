@@ -259,11 +259,27 @@ def environment() -> dict[str, str]:
     } | {name: importlib.metadata.version(name) for name in packages}
 
 
+def table(length: int, layers: int, found: dict[str, Any]) -> str:
+    lines = ["", f"{length} tokens, {layers} layers, ms", ""]
+    times = found["milliseconds"]
+    lines.append("| implementation | " + " | ".join(times) + " | error of logits |")
+    lines.append("|---|" + "---|" * (len(times) + 1))
+    for name, error in found["relative error of logits"].items():
+        row = " | ".join(str(times[protocol][name]) for protocol in times)
+        lines.append(f"| {name} | {row} | {error:.2e} |")
+    lines += [f"{name}: {why}" for name, why in found["failed"].items()]
+    lines.append("")
+    for name, kernel in list(found["kernels of the port"].items())[:12]:
+        lines.append(f"{kernel['microseconds']:>10} us {kernel['calls']:>4} calls  {name[:90]}")
+    return "\n".join(lines)
+
+
 @torch.inference_mode()
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(arguments: argparse.Namespace) -> None:
     raw = SHAPE | {"n_layers": arguments.layers}
     weights = random_weights(raw)
     result: dict[str, Any] = {"environment": environment(), "shape": raw, "lengths": {}}
+    print(", ".join(f"{key} {value}" for key, value in result["environment"].items()))
     for length in arguments.lengths:
         generator = torch.Generator("cuda").manual_seed(length)
         ids = torch.randint(raw["vocab_size"], (1, length), generator=generator, device="cuda")
@@ -295,24 +311,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             "kernels of the port": profile(forwards["port"], ids) if "port" in forwards else {},
             "GiB at most, torch": round(torch.cuda.max_memory_allocated() / 2**30, 1),
         }
-    return result
-
-
-def table(result: dict[str, Any]) -> str:
-    lines = [", ".join(f"{key} {value}" for key, value in result["environment"].items())]
-    for length, found in result["lengths"].items():
-        lines += ["", f"{length} tokens, {result['shape']['n_layers']} layers, ms", ""]
-        times = found["milliseconds"]
-        lines.append("| implementation | " + " | ".join(times) + " | error of logits |")
-        lines.append("|---|" + "---|" * (len(times) + 1))
-        for name, error in found["relative error of logits"].items():
-            row = " | ".join(str(times[protocol][name]) for protocol in times)
-            lines.append(f"| {name} | {row} | {error:.2e} |")
-        lines += [f"{name}: {why}" for name, why in found["failed"].items()]
-        lines.append("")
-        for name, kernel in list(found["kernels of the port"].items())[:14]:
-            lines.append(f"{kernel['microseconds']:>10} us {kernel['calls']:>4} calls  {name[:90]}")
-    return "\n".join(lines)
+        print(table(length, raw["n_layers"], result["lengths"][str(length)]), flush=True)
+        if arguments.output:
+            arguments.output.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def main() -> None:
@@ -323,10 +324,7 @@ def main() -> None:
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    result = measure(arguments)
-    print(table(result))
-    if arguments.output:
-        arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    measure(arguments)
 
 
 if __name__ == "__main__":
