@@ -242,6 +242,7 @@ def check(
             checkpoint.read,
             shipped(),
             dump.taps if dump is not None else None,
+            checkpoint.digest,
         )
         if request.diagnose:
             diagnosis = diagnose(inquiry, progress)

@@ -23,7 +23,7 @@ from harness.subjects.protocol import STORAGE_DTYPES, Rounding
 
 FIRST_SEED = 1_000_000
 """Calibration counts from 0."""
-CONFIGS = 70
+CONFIGS = 35
 """Configs of a campaign; later seeds take them again, with other weights and inputs."""
 HEAD_DIMS = (2, 6, 12, 24, 32)
 VOCABULARIES = (73, 131, 384)

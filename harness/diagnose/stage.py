@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness.checkpoint.dtypes import BY_NAME
+from harness.diagnose.deployed import LOGITS, deployed_exhibit, deployed_templates
 from harness.diagnose.exhibit import Exhibit, Witness, bias_exhibit, exhibit
 from harness.diagnose.match import Match, Scene, Template, match
 from harness.diagnose.steps import HEALTHY, library_steps
@@ -86,6 +89,8 @@ class Inquiry:
         Original tensor name to array, as the checkpoint has it.
     dumped
         Case to taps by path, in place of a subject that runs.
+    checkpoint
+        Digest of the checkpoint; templates of one without are not remembered.
     excluded
         Faults that are left out of the library.
     memory
@@ -101,6 +106,7 @@ class Inquiry:
     read: Read
     factors: Factors
     dumped: Mapping[str, Mapping[str, Array]] | None = None
+    checkpoint: str = ""
     excluded: frozenset[str] = frozenset()
     memory: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -149,15 +155,24 @@ def _suspects(inquiry: Inquiry) -> Iterator[Row]:
     """Yield the diverging taps that can be matched, the first one first, each place once."""
     first = inquiry.first
 
+    # Only where nothing else diverges: what is wrong at a tap is wrong in the logits too.
+    taps = any(row.diverges and row.measurement.mode == "local" for row in inquiry.rows)
+
     def matchable(row: Row) -> bool:
         measured = row.measurement
-        return row.diverges and (measured.mode in ("alibi", "local") or measured.exact)
+        whole = measured.mode == "deployed" and measured.place == LOGITS and not taps
+        alone = measured.mode in ("alibi", "local") or measured.exact
+        return row.diverges and (alone or whole)
 
     rows = [row for row in inquiry.rows if matchable(row)]
     # The case in which the first tap diverged, then the one in which it did so most.
     rows.sort(key=lambda r: (r.measurement.prompt != first.case, -_finite(r.ratio)))
     seen: set[Place] = set()
-    mine = [row for row in rows if row.measurement.place.path == first.tap]
+    mine = [
+        row
+        for row in rows
+        if row.measurement.place.path == first.tap or row.measurement.mode == "deployed"
+    ]
     beside = [
         row
         for row in rows
@@ -205,18 +220,19 @@ def _at(inquiry: Inquiry, row: Row, progress: Callable[[str], None]) -> Diagnosi
     key = measured.place.path, measured.prompt
     if key not in inquiry.memory:
         exhibited = _exhibit(inquiry, measured)
-        inquiry.memory[key] = exhibited, tuple(_templates(inquiry, exhibited, None))
+        inquiry.memory[key] = exhibited, _remembered(inquiry, measured, exhibited)
     seen, every = inquiry.memory[key]
-    templates = [template for template in every if template.fault not in inquiry.excluded]
-    progress(f"diagnosis: {measured.place.path}: {len(templates)} templates")
-    group, nearest = match(_scene(inquiry, seen), templates)
+    kept = [template for template in every if template.fault not in inquiry.excluded]
+    progress(f"diagnosis: {measured.place.path}: {len(kept)} templates")
+    mode = "deployed" if measured.mode == "deployed" else None
+    group, nearest = match(_scene(inquiry, seen, mode), kept)
     if seen.part == "attend" and group:
         # The probe sees the bias of a few queries; what else the fault does shows in the context.
         group = _told_apart(inquiry, measured, group, ("attn.context",))
     elif seen.part == "block" and len({m.fault for m in group}) > 1:
         group = _told_apart(inquiry, measured, group, None) or group
     best = group[0] if group else nearest
-    reason = "" if group else _why(best, len(templates))
+    reason = "" if group else _why(best, len(kept))
     return Diagnosis(
         fault=group[0].fault if group else None,
         layer=0 if measured.place.tap == "alibi" else measured.place.layer,
@@ -227,9 +243,41 @@ def _at(inquiry: Inquiry, row: Row, progress: Callable[[str], None]) -> Diagnosi
         explained=best.explained if best else None,
         alike=tuple(dict.fromkeys(m.fault for m in group if m.fault != group[0].fault)),
         nearest=None if group or best is None else best.fault,
-        tried=len(templates),
+        tried=len(kept),
         reason=reason,
     )
+
+
+_MOST_REMEMBERED = 6
+_memory: OrderedDict[str, tuple[Template, ...]] = OrderedDict()
+
+
+def _remembered(inquiry: Inquiry, measured: Measurement, seen: Exhibit) -> tuple[Template, ...]:
+    """Return the templates of a tap, from memory if a check before this one has made them.
+
+    They hang on the library, the checkpoint, the tap and what goes into it, and on nothing else of
+    the subject: in a campaign most subjects come to a tap with the same inputs.
+    """
+    digest = hashlib.sha256(seen.golden.tobytes())
+    for name, array in sorted(seen.inputs.items()):
+        digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+    place = measured.mode == "deployed", measured.place.path, measured.prompt, seen.golden.shape
+    parts = (inquiry.checkpoint, inquiry.oracle.storage, str(place), digest.hexdigest())
+    key = "\0".join(parts)
+    if key in _memory:
+        _memory.move_to_end(key)
+        return _memory[key]
+    if measured.mode == "deployed":
+        case = _case(inquiry, measured.prompt)
+        every = deployed_templates(inquiry.oracle, case, seen.golden, inquiry.config, inquiry.read)
+        templates = tuple(every)
+    else:
+        templates = tuple(_templates(inquiry, seen, None))
+    if inquiry.checkpoint:
+        _memory[key] = templates
+        while len(_memory) > _MOST_REMEMBERED:
+            _memory.popitem(last=False)
+    return templates
 
 
 def _why(best: Match | None, tried: int) -> str:
@@ -243,18 +291,25 @@ def _exhibit(inquiry: Inquiry, measured: Measurement) -> Exhibit:
         table = _TABLE.fullmatch(measured.prompt)
         assert table is not None, measured.prompt
         return bias_exhibit(inquiry.oracle, inquiry.subject, int(table[1]), int(table[2]))
+    if measured.mode == "deployed":
+        case = _case(inquiry, measured.prompt)
+        return deployed_exhibit(inquiry.oracle, inquiry.subject, case)
     return exhibit(_witness(inquiry, measured.prompt), measured.place)
 
 
+def _case(inquiry: Inquiry, prompt: str) -> Case:
+    return next(case for case in inquiry.cases if case.name == prompt)
+
+
 def _witness(inquiry: Inquiry, prompt: str) -> Witness:
-    case = next(case for case in inquiry.cases if case.name == prompt)
+    case = _case(inquiry, prompt)
     dumped = inquiry.dumped[prompt] if inquiry.dumped is not None else None
     return Witness(inquiry.oracle, inquiry.subject, case, dumped)
 
 
-def _scene(inquiry: Inquiry, seen: Exhibit) -> Scene:
+def _scene(inquiry: Inquiry, seen: Exhibit, mode: str | None = None) -> Scene:
     storage, factors = inquiry.oracle.storage, inquiry.factors
-    mode = "alibi" if seen.part == "attend" else "local"
+    mode = mode or ("alibi" if seen.part == "attend" else "local")
 
     def ratio(observed: Float, expected: Float) -> float:
         return judge(seen.measure(observed, expected), storage, factors).ratio
