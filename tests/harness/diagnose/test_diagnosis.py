@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cases.synthetic import make_checkpoint
 from harness.diagnose.stage import Diagnosis, diagnose
 from harness.pipeline import Evidence, Request, check
 
@@ -119,3 +120,14 @@ def test_a_fault_that_the_library_has_never_seen_is_none_of_these(
     assert outcome.first["tap"] == "transformer.blocks.0.ffn.act"
     assert outcome.report["diagnosis"]["fault"] is None
     assert "none of the library's faults" in outcome.out
+
+
+def test_what_shows_in_the_deployed_logits_alone_is_named(
+    config_of: Callable[..., dict[str, Any]], ids: Path, tmp_path: Path
+) -> None:
+    config = config_of(n_layers=1, learned_pos_emb=True, attn={"alibi": False})
+    model = make_checkpoint(tmp_path / "wpe", config, seed=0, dtype="bfloat16")
+    seen = evidence(model, ids, "positions-not-added")
+    found = diagnosed(seen)
+    assert (found.fault, found.tap, found.alike) == ("positions-not-added", "logits", ())
+    assert diagnosed(seen, "positions-not-added").fault is None
