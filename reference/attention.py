@@ -53,12 +53,20 @@ def attend(config: MPTConfig, order: Order, q: Tensor, k: Tensor, v: Tensor) -> 
             rates=None if rates is None else rates[head],
             first=keys - queries + piece.start,
             total=keys,
+            anchor=_anchor(config, order, keys),
             q=q[:, head, piece],
             k=k[:, shared],
             v=v[:, shared],
         )
         result[:, piece, head] = rounded(plan.context(), order).transpose(1, 2)
     return result.reshape(batch, queries, heads * width)
+
+
+def _anchor(config: MPTConfig, order: Order, keys: int) -> int | None:
+    """Return the position that distances are counted from; None counts from each query."""
+    if order.anchor == "query":
+        return None
+    return max(config.max_seq_len, keys) - 1 if order.anchor == "table" else keys - 1
 
 
 def _check(config: MPTConfig, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -91,6 +99,7 @@ class _Piece:
     rates: Tensor | None
     first: int
     total: int
+    anchor: int | None
     q: Tensor
     k: Tensor
     v: Tensor
@@ -117,7 +126,7 @@ class _Piece:
         query = torch.arange(self.first, self.first + self.q.shape[2], device=self.q.device)
         away = key[None, :] - query[:, None]
         if self.rates is not None:
-            counted = (key - (self.total - 1))[None, :] if order.anchor == "last_key" else away
+            counted = away if self.anchor is None else (key - self.anchor)[None, :]
             scores = scores + self.rates[:, None, None] * counted.to(scores.dtype)
         return scores.masked_fill(away > 0, floor)
 

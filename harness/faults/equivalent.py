@@ -143,11 +143,12 @@ FAULTS: tuple[Fault, ...] = (
     _equivalent(
         "same-alibi-anchor",
         "alibi",
-        "distances are counted from 512 keys before the query",
-        _bias(lambda slope, distance: slope * (distance - 512.0)),
-        "slope * (d - 512) = slope * d - 512 * slope, and the last term is the same for every key "
+        "distances are counted from 256 keys after the query",
+        _bias(lambda slope, distance: slope * (distance - 256.0)),
+        "slope * (d - 256) = slope * d - 256 * slope, and the last term is the same for every key "
         "of a head: a row constant, which the softmax cancels. Integers below 2^24 are exact, and "
-        "float32 rounds biases below 1024 by less than 2^-14.",
+        "float32 rounds biases below 512 by less than 2^-15, no more than a table of 512 positions "
+        "does that is made once and cut from the left.",
     ),
     _equivalent(
         "same-alibi-absolute",

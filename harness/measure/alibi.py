@@ -24,7 +24,7 @@ Attend = Callable[[Array, Array, Array], Array]
 # Probabilities this many nats below the nearest key's stay normal numbers in float16: a head whose
 # bias falls by 1 nat in 256 keys still gives 1/256 * exp(-3) = 1.9e-4 > 6.1e-5.
 _NEAR = 3.0
-# What is outside a window shares exp(-8) at most for every key as near as the window's nearest.
+# What lies outside a window and the key after it shares exp(-8) for a key as near.
 _MARGIN = 8.0
 # Multiples of it fall evenly between 0 and 1.
 _GOLDEN = (5.0**0.5 - 1.0) / 2.0
@@ -175,8 +175,9 @@ def _probe(
     if not far:
         return result
     scale = _scale_in_force(attend, shape, result, query_length, key_length)
-    # An attention that stores q.k before it scales can hold no more than its dtype can.
-    lift = np.minimum(nats / scale, LARGEST[shape.dtype])
+    # An attention that stores q.k before it scales can hold no more than its dtype can; the key
+    # after a window stands above it.
+    lift = np.minimum(nats / scale, LARGEST[shape.dtype] / (1.0 + _NEAR / _MARGIN))
     widths = {head: _width(float(slopes[head]), key_length) for head in far}
     for width in sorted(set(widths.values())):
         plan = _Windows(width, key_length, nats, phase)
@@ -202,8 +203,9 @@ def _width(slope: float, key_length: int) -> int:
 class _Windows:
     """Windows of ``width`` + 1 keys from the first key to the last, each sharing one with the next.
 
-    The key after a window takes a part of its own from every one. Else all windows of a head would
-    hold the same probabilities, and their roundings would add up along the chain.
+    The key after a window stands above every one by an amount of its own. Else all windows of a
+    head would hold the same probabilities, and their roundings would add up along the chain; and
+    above, so that it is the maximum which an attention may take off before it rounds.
     """
 
     width: int
@@ -223,8 +225,8 @@ class _Windows:
         for row, window in enumerate(windows):
             result[row, window] = 1.0
             if window[-1] + 1 < self.key_length:
-                below = 1.0 + (_GOLDEN * row + self.phase) % 1.0 * _NEAR
-                result[row, window[-1] + 1] = 1.0 - below / self.nats
+                above = (_GOLDEN * row + self.phase) % 1.0 * _NEAR
+                result[row, window[-1] + 1] = 1.0 + above / self.nats
         return result
 
 
