@@ -28,6 +28,9 @@ _NEAR = 3.0
 _MARGIN = 8.0
 # Multiples of it fall evenly between 0 and 1.
 _GOLDEN = (5.0**0.5 - 1.0) / 2.0
+# Lifted keys have this size, so that the queries stay small whatever the scale; a power of two
+# changes no digit.
+_KEY = 64.0
 # What the nominal scale would give a lifted key, in nats; the least serves a scale 64 times that.
 _LIFTS = (2.0, 0.25, 2.0**-5)
 # A scale this far from the nominal one is no rounding of it in any storage dtype: bfloat16 keeps
@@ -175,9 +178,7 @@ def _probe(
     if not far:
         return result
     scale = _scale_in_force(attend, shape, result, query_length, key_length)
-    # An attention that stores q.k before it scales can hold no more than its dtype can; the key
-    # after a window stands above it.
-    lift = np.minimum(nats / scale, LARGEST[shape.dtype] / (1.0 + _NEAR / _MARGIN))
+    lift = np.minimum(nats / scale / _KEY, LARGEST[shape.dtype])
     widths = {head: _width(float(slopes[head]), key_length) for head in far}
     for width in sorted(set(widths.values())):
         plan = _Windows(width, key_length, nats, phase)
@@ -227,7 +228,7 @@ class _Windows:
             if window[-1] + 1 < self.key_length:
                 above = (_GOLDEN * row + self.phase) % 1.0 * _NEAR
                 result[row, window[-1] + 1] = 1.0 + above / self.nats
-        return result
+        return result * _KEY
 
 
 def _chain(
