@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from tvm import te, tirx
@@ -163,6 +164,7 @@ def store(cached: CachedAttention, what: str, cache: Tensor, new: Tensor, past: 
     )
 
 
+@cache
 def _store_kernel(
     cached: CachedAttention, what: str, heads: int, dim: int, dtype: str
 ) -> tirx.PrimFunc:
