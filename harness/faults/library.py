@@ -49,6 +49,7 @@ def library() -> dict[str, Fault]:
         fused,
         mask,
         norm,
+        paths,
         precision,
         residual,
         tokens,
@@ -67,6 +68,7 @@ def library() -> dict[str, Fault]:
         residual,
         precision,
         tokens,
+        paths,
         equivalent,
     )
     for module in areas:

@@ -21,6 +21,8 @@ Area = Literal[
 
 ENDS = ("transformer.wte", "transformer.wpe", "transformer.norm_f", "logits", "load")
 """Places outside the blocks: taps, and the loading of a subject."""
+PATHS = "paths."
+"""Before the names of the checks of paths with a cache."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ class Fault:
         Name of a checkpoint that shows it: ``"trained"`` or one of ``cases.exposure``.
     first_tap
         Tap expected to diverge first, relative to its block; ``"alibi"`` for what the probe of the
-        bias sees, ``"load"`` for a port that cannot even take the weights.
+        bias sees, ``"load"`` for a port that cannot even take the weights, ``"paths."`` and a check
+        for what shows only with a cache.
     summary
         One sentence.
     operations
@@ -72,7 +75,8 @@ class Fault:
     @property
     def per_layer(self) -> bool:
         """Whether the fault can be confined to one layer."""
-        return self.config is None and self.first_tap not in ENDS
+        outside = self.first_tap in ENDS or self.first_tap.startswith(PATHS)
+        return self.config is None and not outside
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,6 @@ class Planted:
         layer = self.fault.first_layer if self.layer is None else self.layer
         if self.fault.equivalent:
             return ""
-        if tap in ENDS or (tap == "alibi" and layer == 0):
+        if tap in ENDS or tap.startswith(PATHS) or (tap == "alibi" and layer == 0):
             return tap
         return f"transformer.blocks.{layer}.{'attn.context' if tap == 'alibi' else tap}"

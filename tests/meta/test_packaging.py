@@ -21,7 +21,13 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 NAME = PROJECT["name"]
 ROOMS = ("cases", "harness", "reference", "relax_impl")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/certificate.md", "docs/limits.md", "docs/own-subject.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/certificate.md",
+    "docs/limits.md",
+    "docs/own-subject.md",
+)
 CUDA_BUILD_OF_TORCH = re.compile(r"nvidia-|cuda-|triton")
 
 
