@@ -269,7 +269,7 @@ def cached_kernel(
                         limit,
                         start,
                         T.Cast("int32", held),
-                    T.Cast("int32", count),
+                        T.Cast("int32", count),
                     )
             running(mr, St, top, total, Ot, steps)
             weigh(
