@@ -54,6 +54,8 @@ def confined_layer(fault: Fault) -> int | None:
     layers = _n_layers(fault.exposure)
     if fault.equivalent or not fault.per_layer or layers < 2:
         return None
+    if fault.first_layer:
+        return fault.first_layer
     return 1 + sum(fault.name.encode()) % (layers - 1)
 
 

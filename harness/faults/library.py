@@ -101,4 +101,10 @@ def parse(text: str, n_layers: int) -> Planted:
         )
     if not fault.per_layer:
         raise BadInput("this fault cannot be confined to one layer", where=f"--fault {text}")
+    if int(where) < fault.first_layer:
+        raise BadInput(
+            "this fault changes nothing there",
+            where=f"--fault {text}",
+            expected=f"{fault.first_layer} or a layer after it",
+        )
     return Planted(fault, int(where))

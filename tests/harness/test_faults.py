@@ -204,6 +204,7 @@ def test_where_a_planted_fault_is_expected_first(text: str, place: str) -> None:
         ("alibi-sing", "did you mean alibi-sign"),
         ("gelu-tanh@4", "no such layer"),
         ("gelu-tanh@-1", "no such layer"),
+        ("layers-sorted-as-text@1", "changes nothing there"),
         ("clip-qkv-ignored@0", "cannot be confined"),
         ("norm-f-gamma-ones@0", "cannot be confined"),
         ("biases-taken-for-absent@0", "cannot be confined"),

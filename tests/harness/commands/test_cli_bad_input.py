@@ -243,7 +243,7 @@ class Base:
     def forward(self, input_ids, lengths=None): raise RuntimeError
 class NoDtype(Base): dtype = "int8"
 class NoName(Base): name = None
-class OtherProtocol(Base): protocol = 2
+class OtherProtocol(Base): protocol = 3
 class WrongRounding(Base): rounding = "float32"
 def Nothing(checkpoint, *, dtype, target): return None
 """

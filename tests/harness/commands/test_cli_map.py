@@ -101,10 +101,11 @@ def test_a_planted_fault_is_found(checkpoints, fault):
     if not fault.per_layer:
         return
     # A fault of layers concerns two of them even when it is confined to one.
-    confined = prove_mapping(source, f"{fault.name}@1")
+    layer = fault.first_layer or 1
+    confined = prove_mapping(source, f"{fault.name}@{layer}")
     named = {finding.tensor for finding in confined.findings}
     assert confined.verdict == "diverges"
-    assert any(name.startswith("transformer.blocks.1.") for name in named)
+    assert any(name.startswith(f"transformer.blocks.{layer}.") for name in named)
     assert all(name.startswith("transformer.blocks.") for name in named)
     assert named <= {finding.tensor for finding in everywhere.findings}
 

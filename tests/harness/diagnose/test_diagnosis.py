@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -48,7 +49,7 @@ def test_a_fault_is_named_and_held_out_it_is_none_of_these(
 def test_the_command_line_names_it_in_words_and_in_the_record(
     conform: Callable[..., Any], checkpoint: Path, ids: Path
 ) -> None:
-    outcome = conform("check", checkpoint, "--prompts", ids, "--fault", "gelu-tanh@1")
+    outcome = conform("check", checkpoint, "--prompts", ids, "--fault", "gelu-tanh@1", "--diagnose")
     assert outcome.code == 1
     found = outcome.report["diagnosis"]
     assert (found["fault"], found["layer"], found["layers"]) == ("gelu-tanh", 1, [1])
@@ -61,8 +62,10 @@ def test_a_failure_of_the_diagnosis_does_not_hide_the_verdict(
     def broken(*arguments: object) -> None:
         raise RuntimeError("no compiler")
 
+    # Templates that an earlier check has made would be found.
+    monkeypatch.setattr("harness.diagnose.stage._memory", OrderedDict())
     monkeypatch.setattr("harness.diagnose.stage.library_steps", broken)
-    outcome = conform("check", checkpoint, "--prompts", ids, "--fault", "gelu-tanh@1")
+    outcome = conform("check", checkpoint, "--prompts", ids, "--fault", "gelu-tanh@1", "--diagnose")
     assert outcome.code == 1
     assert outcome.first["tap"] == "transformer.blocks.1.ffn.act"
     assert "RuntimeError: no compiler" in outcome.report["diagnosis"]["reason"]
@@ -78,7 +81,7 @@ def test_it_runs_on_divergence_only_and_can_be_left_out(
         raise AssertionError("diagnosed")
 
     monkeypatch.setattr("harness.pipeline.diagnose", never)
-    assert conform("check", checkpoint, "--prompts", ids).report["diagnosis"] is None
+    assert conform("check", checkpoint, "--prompts", ids, "--diagnose").report["diagnosis"] is None
     outcome = conform(
         "check", checkpoint, "--prompts", ids, "--fault", "gelu-tanh@1", "--no-diagnose"
     )
@@ -115,7 +118,7 @@ def test_a_fault_that_the_library_has_never_seen_is_none_of_these(
             return taps
 
     name = made(lambda path, *, dtype, target: Crooked(load(path, dtype=dtype, target=target)))
-    outcome = conform("check", checkpoint, "--prompts", ids, "--subject", name)
+    outcome = conform("check", checkpoint, "--prompts", ids, "--subject", name, "--diagnose")
     assert outcome.code == 1
     assert outcome.first["tap"] == "transformer.blocks.0.ffn.act"
     assert outcome.report["diagnosis"]["fault"] is None
