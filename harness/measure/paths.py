@@ -213,15 +213,16 @@ def _fork(driver: Driver) -> Iterator[Piece]:
 def _roll_back(driver: Driver) -> Iterator[Piece]:
     half, rows = driver.length // 2, range(driver.rows)
     _, state = driver.prefill(driver.ids[:, :half])
-    driver.extend(state, driver.wrong[:, half:])
-    driver.decode(state, driver.wrong[:, 0])
-    back = [half - row for row in rows]
+    # No further than the tokens go: learned positions may end there.
+    driver.extend(state, driver.wrong[:, half:-1])
+    driver.decode(state, driver.wrong[:, -1])
+    back = [max(1, half - row) for row in rows]
     state = driver.truncate(state, np.array(back, np.int32))
     yield from driver.onward(state, rows, back)
 
 
 def _lengths(driver: Driver) -> Iterator[Piece]:
-    ends = [driver.length - 3 * row for row in range(driver.rows)]
+    ends = [max(1, driver.length - 3 * row) for row in range(driver.rows)]
     padded = _padded(driver, [0] * driver.rows, ends)
     logits = driver.forward(padded, np.array(ends, np.int32))
     yield from (Piece(row, 0, logits[row, : ends[row]]) for row in range(driver.rows))
@@ -267,11 +268,15 @@ CHECKS: tuple[PathCheck, ...] = (
 )
 
 
+SHORTEST = 4
+"""Tokens below which a sequence cannot be split, extended and rolled back."""
+
+
 def rows_of(cases: Sequence[Case], max_seq_len: int) -> Array:
     """Return ``(ROWS, LENGTH)`` ids from the cases: the row with most different tokens, turned."""
     every = [row for case in cases for row in case.ids]
     richest = max(every, key=lambda row: (len(np.unique(row[:LENGTH])), len(row)))
-    length = max(4, min(LENGTH, max_seq_len))
+    length = min(LENGTH, max_seq_len)
     row = np.resize(richest, length)
     return np.stack([row, row[::-1], np.roll(row, length // 2)]).astype(np.int32)
 
@@ -299,6 +304,8 @@ def path_events(
         lacking = [name for name in check.needs if name not in offers]
         if lacking:
             yield Skip("path", check.name, f"the subject has no {lacking[0]}()")
+        elif oracle.config.max_seq_len < SHORTEST:
+            yield Skip("path", check.name, f"max_seq_len is below {SHORTEST}")
         elif check.name == "translation" and not oracle.config.alibi:
             yield Skip("path", check.name, "learned positions, if any, end at max_seq_len")
         else:

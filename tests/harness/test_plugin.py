@@ -204,7 +204,7 @@ VIOLATIONS: dict[str, tuple[Callable[..., Any], str]] = {
     "dtype": (changing(dtype="fp16"), "dtype"),
     "no dtype": (changing(dtype=None), "dtype"),
     "numpy's dtype": (changing(dtype=np.dtype("float16")), "dtype"),
-    "protocol": (changing(protocol=2), "another protocol version"),
+    "protocol": (changing(protocol=3), "another protocol version"),
     "name": (changing(name=7), "name"),
     "rounding": (changing(rounding="float32"), "not a Rounding"),
     "nothing": (lambda checkpoint, *, dtype, target: None, "no callable `forward`"),

@@ -147,7 +147,7 @@ def kernel_headers(passes):
     with target:
         module = build_graph(CONFIG, "float32", lambda layer: FAST).module
     module = relax.transform.DeadCodeElimination(["head"])(module)
-    for name in ("embed", "block", "attend", "forward"):
+    for name in ("embed", "block", "attend", "forward", "extend", "last"):
         del module[name]
     module = relax.transform.DeadCodeElimination(["head"])(module)
     built = tvm.compile(module, target=target, relax_pipeline=passes, tir_pipeline="s_tir")
