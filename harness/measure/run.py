@@ -362,7 +362,7 @@ class Walk:
         every = self.oracle.orders
         orders = [self._order_bias(order, queries, keys) for order in every]
         exact = next(order for order in every if order.compute == "float64")
-        phases = PHASES
+        phases: tuple[float, ...] = PHASES
         if exact.accumulator != "float32":
             # Nobody has to sum as coarsely as was declared.
             exact, phases = replace(exact, accumulator="float32"), (0.0, *PHASES)
