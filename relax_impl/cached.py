@@ -24,6 +24,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import tvm
 from tvm import te, tirx
 from tvm.relax.frontend.nn import Tensor, op
 from tvm.script import tirx as T
@@ -165,7 +166,22 @@ def store(cached: CachedAttention, what: str, cache: Tensor, new: Tensor, past: 
 
 
 @cache
+def _store_text(cached: CachedAttention, what: str, heads: int, dim: int, dtype: str) -> str:
+    """Return the kernel as JSON.
+
+    Parsing takes long, and a function that several modules share would carry over what one of them
+    has written on it: then the same model would not be the same module in another process.
+    """
+    return str(tvm.ir.save_json(_store_function(cached, what, heads, dim, dtype)))
+
+
 def _store_kernel(
+    cached: CachedAttention, what: str, heads: int, dim: int, dtype: str
+) -> tirx.PrimFunc:
+    return tvm.ir.load_json(_store_text(cached, what, heads, dim, dtype))
+
+
+def _store_function(
     cached: CachedAttention, what: str, heads: int, dim: int, dtype: str
 ) -> tirx.PrimFunc:
     slot: Any = cached.key_slot if what == "keys" else cached.value_slot
