@@ -41,13 +41,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from cases.exposure import EXPOSURES, materialise
+from harness.certify.planting import checkpoint_of, prompt
 from harness.faults.anchor import shows
 from harness.faults.library import library
 from harness.faults.model import Fault, Planted
-from harness.pipeline import SHIPPED, Request, check
-
-LENGTH = 96
+from harness.pipeline import Request, check
 
 
 @dataclass(frozen=True)
@@ -93,40 +91,6 @@ def _layer(tap: str) -> str:
     return parts[2] if parts[1:2] == ["blocks"] else tap
 
 
-def folder() -> Path:
-    from relax_impl.compile import cache_directory
-
-    return cache_directory() / "exposures"
-
-
-def checkpoint(exposure: str) -> Path:
-    return SHIPPED if exposure == "trained" else materialise(exposure, folder(), "bfloat16")
-
-
-def prompt(exposure: str, directory: Path) -> Path:
-    """Write one or two prompts: held-out text for the trained one, random ids for the others."""
-    config = json.loads((checkpoint(exposure) / "config.json").read_text())
-    vocab, longest = config["vocab_size"], config["max_seq_len"]
-    length = min(
-        longest, max((LENGTH, *EXPOSURES[exposure].lengths)) if exposure in EXPOSURES else LENGTH
-    )
-    rows = 2 if length <= LENGTH else 1
-    ids = np.random.default_rng(7).integers(0, vocab, (rows, length))
-    if exposure == "trained":
-        from tokenizers import Tokenizer
-
-        import cases.prompts
-
-        text = Path(cases.prompts.__file__).with_name("long.txt").read_text()
-        tokens = Tokenizer.from_file(str(SHIPPED / "tokenizer.json")).encode(text).ids
-        ids = np.array(tokens[: rows * length]).reshape(rows, length)
-    # The ends of the vocabulary, which a text does not visit.
-    ids[-1, -4:] = (0, 1, vocab - 2, vocab - 1)
-    path = directory / f"{exposure}.npy"
-    np.save(path, ids)
-    return path
-
-
 @cache
 def remember() -> None:
     """Let the oracle answer repeated questions from memory."""
@@ -157,7 +121,7 @@ def remember() -> None:
 def measure(exposure: str, names: list[str], prompts: Path | None) -> list[Result]:
     """Check several faults of one exposure in this process."""
     remember()
-    where = checkpoint(exposure)
+    where = checkpoint_of(exposure)
     return [_one(library()[name], where, prompts) for name in names]
 
 
