@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from harness.judge.coverage import Axis, Omission
+from harness.judge.coverage import Axis, Omission, axis
 from harness.judge.verdict import Row
 from harness.measure.arrival import Arrival
-from harness.measure.paths import CHECKS
+from harness.measure.paths import split_checks
 from harness.measure.records import Skip
 from harness.measure.run import Case
 from harness.measure.taps import Place, places
+from harness.subjects.protocol import path_capabilities
 from harness.tensors import Topology
 
 
@@ -113,27 +114,28 @@ def coverage(
         tensor_skips = (Omission(len(topology), "the subject has no parameters()"),)
     arrived = sum(arrival.arrived for arrival in arrivals)
     tensors = Axis("tensors", len(topology), arrived, tensor_skips)
-    names = {f"paths.{check.name}" for check in CHECKS}
-    left: dict[str, int] = {}
-    for skip in skips:
-        if skip.axis == "path":
-            left[skip.reason] = left.get(skip.reason, 0) + 1
-    paths = Axis(
-        "paths",
-        len(names),
-        len(names & {place.tap for place in seen}),
-        tuple(Omission(count, reason) for reason, count in left.items()),
-    )
+    paths = _paths(config, subject, seen)
     return (
         tensors,
         layer_axis,
         taps,
-        paths,
+        *paths,
         Axis("cases", len(cases), len(done)),
         Axis("positions", sum(int(c.ids.size) for c in cases), sum(int(c.ids.size) for c in done)),
         Axis("dtypes", 1, int(getattr(subject, "dtype", None) == plan.dtype and bool(rows))),
         Axis("targets", 1, int(bool(rows))),
     )
+
+
+def _paths(config: Any, subject: Any, seen: Set[Place]) -> tuple[Axis, ...]:
+    """Return the axis of the paths over a cache; none where the subject keeps no cache.
+
+    Unlike a tap, which every MPT has inside whether it shows it or not, a path that is not there is
+    not part of what was asked to conform: the report names the methods that the subject lacks.
+    """
+    chosen, _ = split_checks(path_capabilities(subject), config)
+    names = {f"paths.{check.name}" for check in chosen}
+    return (axis("paths", names, {place.tap for place in seen}),) if names else ()
 
 
 def _method(place: Place) -> str:

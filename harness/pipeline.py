@@ -33,7 +33,14 @@ from harness.measure.traces import Dump
 from harness.report import build
 from harness.report.record import SCHEMA, CheckpointRecord, Report, SubjectRecord
 from harness.subjects.load import Loaded, load_subject
-from harness.subjects.protocol import Subject, capabilities, rounding_of
+from harness.subjects.protocol import (
+    OPTIONAL_METHODS,
+    PATH_METHODS,
+    Subject,
+    capabilities,
+    path_capabilities,
+    rounding_of,
+)
 from harness.tensors import Inventory, Topology, require_sound, take_inventory, topology_of
 
 SHIPPED = Path(__file__).parent.parent / "cases" / "checkpoints" / "mpt-tiny-english"
@@ -248,6 +255,7 @@ def check(
             diagnosis = diagnose(inquiry, progress)
     if walk is not None:
         witness(Evidence(walk, rows, inquiry))
+    offers = capabilities(subject) | path_capabilities(subject)
     return Report(
         schema=SCHEMA,
         verdict=verdict,
@@ -258,7 +266,8 @@ def check(
             target=request.target,
             fault=fault.label if fault else None,
             rounding=asdict(rounding_of(subject)),
-            offers=tuple(sorted(capabilities(subject))),
+            offers=tuple(sorted(offers)),
+            lacks=tuple(sorted({*OPTIONAL_METHODS, *PATH_METHODS} - offers)),
         ),
         checkpoint=CheckpointRecord(
             path=str(request.checkpoint),

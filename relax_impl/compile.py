@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax
 
 from relax_impl import index
@@ -60,9 +61,20 @@ def cache_directory() -> Path:
 
 
 def cache_key(module: tvm.IRModule, target: tvm.target.Target) -> str:
-    """Digest of all that decides what the library computes: module, target and compiler."""
+    """Digest of all that decides what the library computes: module, target and compiler.
+
+    The module enters by its structure, as a whole and function by function. Its JSON would not do:
+    that tells apart equal nodes that are one object from those that are two, which depends on what
+    the process has done before.
+    """
+    structure = [f"{tvm_ffi.structural_hash(module, map_free_vars=True):016x}"]
+    for variable, function in sorted(module.functions_items(), key=lambda item: str(item[0])):
+        if isinstance(function, tvm.tirx.PrimFunc):
+            found = tvm_ffi.structural_hash(function, map_free_vars=True)
+            structure.append(f"{variable.name_hint} {found:016x}")
     digest = hashlib.sha256()
-    for part in (tvm.__version__, str(target), PIPELINE_VERSION, tvm.ir.save_json(module)):
+    parts = (tvm.__version__, tvm_ffi.__version__, str(target), PIPELINE_VERSION, *structure)
+    for part in parts:
         digest.update(part.encode())
         digest.update(b"\0")
     return digest.hexdigest()

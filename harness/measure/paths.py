@@ -281,6 +281,33 @@ def rows_of(cases: Sequence[Case], max_seq_len: int) -> Array:
     return np.stack([row, row[::-1], np.roll(row, length // 2)]).astype(np.int32)
 
 
+def split_checks(
+    offers: frozenset[str], config: Any
+) -> tuple[tuple[PathCheck, ...], tuple[Skip, ...]]:
+    """Return the checks that a subject and a config admit, and why the others do not apply.
+
+    Parameters
+    ----------
+    offers
+        The subject's `path_capabilities`.
+    config
+        With ``max_seq_len`` and ``alibi``.
+    """
+    chosen, left = [], []
+    for check in CHECKS:
+        lacking = [name for name in check.needs if name not in offers]
+        if lacking:
+            left.append(Skip("path", check.name, f"the subject has no {lacking[0]}()"))
+        elif config.max_seq_len < SHORTEST:
+            left.append(Skip("path", check.name, f"max_seq_len is below {SHORTEST}"))
+        elif check.name == "translation" and not config.alibi:
+            reason = "learned positions, if any, end at max_seq_len"
+            left.append(Skip("path", check.name, reason))
+        else:
+            chosen.append(check)
+    return tuple(chosen), tuple(left)
+
+
 def path_events(
     oracle: Oracle,
     subject: Any,
@@ -298,18 +325,8 @@ def path_events(
     cases
         Where the tokens come from.
     """
-    offers = path_capabilities(subject)
-    chosen = []
-    for check in CHECKS:
-        lacking = [name for name in check.needs if name not in offers]
-        if lacking:
-            yield Skip("path", check.name, f"the subject has no {lacking[0]}()")
-        elif oracle.config.max_seq_len < SHORTEST:
-            yield Skip("path", check.name, f"max_seq_len is below {SHORTEST}")
-        elif check.name == "translation" and not oracle.config.alibi:
-            yield Skip("path", check.name, "learned positions, if any, end at max_seq_len")
-        else:
-            chosen.append(check)
+    chosen, left = split_checks(path_capabilities(subject), oracle.config)
+    yield from left
     if not chosen:
         return
     ids = rows_of(cases, oracle.config.max_seq_len)

@@ -137,7 +137,10 @@ class ConversionRecord:
 
 @dataclass(frozen=True)
 class SubjectRecord:
-    """What was judged, as it declares itself."""
+    """What was judged, as it declares itself.
+
+    ``offers`` and ``lacks`` divide the optional methods of the protocol.
+    """
 
     name: str
     dtype: str
@@ -145,6 +148,7 @@ class SubjectRecord:
     fault: str | None
     rounding: Mapping[str, str]
     offers: tuple[str, ...]
+    lacks: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,9 @@ def _compared(report: Report, console: Console) -> None:
     for name, axis in report.compared.items():
         for skip in axis.skipped:
             console.print(f"  {name}: {skip.count} left out: {skip.reason}", highlight=False)
+    if report.subject.lacks:
+        lacks = ", ".join(report.subject.lacks)
+        console.print(f"  the subject has no: {lacks}", highlight=False, soft_wrap=True)
     rounding = ", ".join(f"{k} {v}" for k, v in report.subject.rounding.items())
     console.print(f"  declared rounding: {rounding}", highlight=False, soft_wrap=True)
     cost = report.conversion

@@ -127,6 +127,18 @@ def test_whatever_decides_the_result_is_in_the_key():
     assert key() == keys[0]
 
 
+def test_what_a_process_did_before_is_not_in_the_key():
+    """Equal nodes may be one object or two: the JSON of a module tells, its key must not."""
+    module = build_graph(CONFIG, "float32", lambda layer: PLAIN).module
+    kernel = next(f for _, f in module.functions_items() if isinstance(f, tvm.tirx.PrimFunc))
+    twin = tvm.ir.load_json(tvm.ir.save_json(kernel))
+    shared, apart = tvm.IRModule({"a": kernel, "b": kernel}), tvm.IRModule({"a": kernel, "b": twin})
+    assert tvm.ir.save_json(shared) != tvm.ir.save_json(apart)
+    target = resolve("llvm")
+    assert cache_key(shared, target) == cache_key(apart, target)
+    assert cache_key(shared, target) != cache_key(tvm.IRModule({"a": kernel}), target)
+
+
 def test_a_failed_compilation_leaves_nothing(cache, monkeypatch):
     def fail(*_, **__):
         raise OSError("disk full")
