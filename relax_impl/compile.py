@@ -63,15 +63,17 @@ def cache_directory() -> Path:
 def cache_key(module: tvm.IRModule, target: tvm.target.Target) -> str:
     """Digest of all that decides what the library computes: module, target and compiler.
 
-    The module enters by its structure, as a whole and function by function. Its JSON would not do:
-    that tells apart equal nodes that are one object from those that are two, which depends on what
-    the process has done before.
+    The module enters function by function: by its structure, constants included, and where it calls
+    others, whose names are not part of that, by its text as well. Its JSON would not do, nor would
+    the structure of the whole: they tell equal nodes that are one object from those that are two,
+    which depends on what the process has done before.
     """
-    structure = [f"{tvm_ffi.structural_hash(module, map_free_vars=True):016x}"]
+    structure = []
     for variable, function in sorted(module.functions_items(), key=lambda item: str(item[0])):
-        if isinstance(function, tvm.tirx.PrimFunc):
-            found = tvm_ffi.structural_hash(function, map_free_vars=True)
-            structure.append(f"{variable.name_hint} {found:016x}")
+        found = tvm_ffi.structural_hash(function, map_free_vars=True)
+        calls = not isinstance(function, tvm.tirx.PrimFunc)
+        text = function.script(show_meta=False) if calls else ""
+        structure.append(f"{variable.name_hint} {found:016x} {text}")
     digest = hashlib.sha256()
     parts = (tvm.__version__, tvm_ffi.__version__, str(target), PIPELINE_VERSION, *structure)
     for part in parts:
