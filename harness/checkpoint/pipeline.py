@@ -1,4 +1,4 @@
-"""Converting one shard: mapping, rounding, writing and syncing at the same time."""
+"""Converting one shard: mapping, rounding and writing at the same time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from harness.checkpoint.writer import Shard
 
 _CHUNK = 2**20  # elements
 _BUFFERS = 4
-_SYNC_EVERY = 2**27  # bytes
+_SEND_EVERY = 2**26  # bytes
 
 Read = Callable[[str], np.ndarray[Any, Any]]
 Advance = Callable[[int], None]
@@ -48,32 +48,30 @@ def _buffer() -> np.ndarray[Any, Any]:
 
 
 class _Output:
-    """A file written by one thread and synced by another."""
+    """A file written by a thread of its own, and on its way to the disk meanwhile."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self._file = stack.enter_context(path.open("wb", buffering=0))
-        self._writer, self._syncer = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
-        self._unsynced = 0
-        self._sync: Future[None] | None = None
+        self._writer = stack.enter_context(ThreadPoolExecutor(1))
+        self._written = self._sent = 0
 
     def put(self, data: Any) -> Future[None]:
         """Begin to write `data`, which must stay as it is until the future is done."""
         return self._writer.submit(self._write, memoryview(data))
 
     def _write(self, data: memoryview) -> None:
-        self._unsynced += data.nbytes
         while data.nbytes:
-            data = data[os.write(self._file.fileno(), data) :]
-        # Left alone, the kernel keeps gigabytes of dirty pages until the final fsync.
-        if self._unsynced >= _SYNC_EVERY and (self._sync is None or self._sync.done()):
-            if self._sync is not None:
-                self._sync.result()
-            self._sync = self._syncer.submit(os.fdatasync, self._file.fileno())
-            self._unsynced = 0
+            count = os.write(self._file.fileno(), data)
+            self._written += count
+            data = data[count:]
+        # Left alone, the kernel keeps gigabytes of dirty pages until the final fsync. To say that
+        # they are not needed starts to write them; unlike fdatasync it waits for no journal.
+        waiting = self._written - self._sent
+        if waiting >= _SEND_EVERY and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._file.fileno(), self._sent, waiting, os.POSIX_FADV_DONTNEED)
+            self._sent = self._written
 
     def finish(self) -> None:
-        if self._sync is not None:
-            self._sync.result()
         os.fsync(self._file.fileno())
 
 
