@@ -15,6 +15,7 @@ from harness.checkpoint.dtypes import BY_NAME
 from harness.diagnose.deployed import LOGITS, deployed_exhibit, deployed_templates
 from harness.diagnose.exhibit import Exhibit, Witness, bias_exhibit, exhibit
 from harness.diagnose.match import Match, Scene, Template, match
+from harness.diagnose.paths import path_exhibit, path_templates
 from harness.diagnose.steps import HEALTHY, library_steps
 from harness.diagnose.weights import faulty_parameters, healthy_parameters
 from harness.judge.factors import Factors
@@ -142,9 +143,15 @@ def diagnose(inquiry: Inquiry, progress: Callable[[str], None] = lambda text: No
         if found.fault is not None:
             return found
         answer = answer or found
+    first = inquiry.first
+    if answer is None and first.tap.startswith("paths.") and first.mode == "deployed":
+        try:
+            answer = _over_a_cache(inquiry, progress)
+        except Exception as error:
+            reason = f"the diagnosis failed: {type(error).__name__}: {error}"
+            answer = _nothing(inquiry, Place(None, first.tap), 0, reason)
     if answer is not None:
         return answer
-    first = inquiry.first
     reason = "no sub-module diverges by itself from its own inputs"
     if first.mode == "call":
         reason = "the subject failed there"
@@ -231,21 +238,61 @@ def _at(inquiry: Inquiry, row: Row, progress: Callable[[str], None]) -> Diagnosi
         group = _told_apart(inquiry, measured, group, ("attn.context",))
     elif seen.part == "block" and len({m.fault for m in group}) > 1:
         group = _told_apart(inquiry, measured, group, None) or group
+    layer = 0 if measured.place.tap == "alibi" else measured.place.layer
+    return _answer(inquiry, measured.place, layer, group, nearest, len(kept))
+
+
+def _answer(
+    inquiry: Inquiry,
+    place: Place,
+    layer: int | None,
+    group: Sequence[Match],
+    nearest: Match | None,
+    tried: int,
+) -> Diagnosis:
     best = group[0] if group else nearest
-    reason = "" if group else _why(best, len(kept))
     return Diagnosis(
         fault=group[0].fault if group else None,
-        layer=0 if measured.place.tap == "alibi" else measured.place.layer,
-        layers=_layers(inquiry, measured.place),
-        tap=measured.place.path,
+        layer=layer,
+        layers=_layers(inquiry, place),
+        tap=place.path,
         coefficient=best.coefficient if best else None,
         uncertainty=best.uncertainty if best else None,
         explained=best.explained if best else None,
         alike=tuple(dict.fromkeys(m.fault for m in group if m.fault != group[0].fault)),
         nearest=None if group or best is None else best.fault,
-        tried=len(kept),
-        reason=reason,
+        tried=tried,
+        reason="" if group else _why(best, tried),
     )
+
+
+def _over_a_cache(inquiry: Inquiry, progress: Callable[[str], None]) -> Diagnosis:
+    """Match what shows on the paths of a deployment, and nowhere in the plain forward."""
+    place = Place(None, inquiry.first.tap)
+    key = "paths", ""
+    if key not in inquiry.memory:
+        seen = path_exhibit(inquiry.oracle, inquiry.subject, inquiry.cases, place)
+        checks = ",".join(check.name for check in seen.checks)
+        digest = hashlib.sha256(seen.golden.tobytes()).hexdigest()
+        at = "\0".join((inquiry.checkpoint, inquiry.oracle.storage, checks, digest))
+
+        def make() -> Iterator[Template]:
+            return path_templates(inquiry.oracle, seen, inquiry.config, inquiry.read, progress)
+
+        inquiry.memory[key] = seen, _kept(inquiry.checkpoint, at, make)
+    seen, every = inquiry.memory[key]
+    kept = [template for template in every if template.fault not in inquiry.excluded]
+    storage, factors = inquiry.oracle.storage, inquiry.factors
+
+    def ratio(observed: Float, expected: Float) -> float:
+        return judge(seen.measure(observed, expected), storage, factors).ratio
+
+    scene = Scene(
+        seen.observed, seen.golden, seen.orders, lambda expected: seen.noise, ratio,
+        factors.get("deployed", storage, "gain"), factors.alpha,
+    )  # fmt: skip
+    group, nearest = match(scene, kept)
+    return _answer(inquiry, place, None, group, nearest, len(kept))
 
 
 _MOST_REMEMBERED = 6
@@ -264,16 +311,25 @@ def _remembered(inquiry: Inquiry, measured: Measurement, seen: Exhibit) -> tuple
     place = measured.mode == "deployed", measured.place.path, measured.prompt, seen.golden.shape
     parts = (inquiry.checkpoint, inquiry.oracle.storage, str(place), digest.hexdigest())
     key = "\0".join(parts)
+
+    def make() -> Iterator[Template]:
+        if measured.mode != "deployed":
+            return _templates(inquiry, seen, None)
+        case = _case(inquiry, measured.prompt)
+        return deployed_templates(inquiry.oracle, case, seen.golden, inquiry.config, inquiry.read)
+
+    return _kept(inquiry.checkpoint, key, make)
+
+
+def _kept(
+    checkpoint: str, key: str, make: Callable[[], Iterator[Template]]
+) -> tuple[Template, ...]:
+    """Return templates from memory, or make them; those of no checkpoint are not remembered."""
     if key in _memory:
         _memory.move_to_end(key)
         return _memory[key]
-    if measured.mode == "deployed":
-        case = _case(inquiry, measured.prompt)
-        every = deployed_templates(inquiry.oracle, case, seen.golden, inquiry.config, inquiry.read)
-        templates = tuple(every)
-    else:
-        templates = tuple(_templates(inquiry, seen, None))
-    if inquiry.checkpoint:
+    templates = tuple(make())
+    if checkpoint:
         _memory[key] = templates
         while len(_memory) > _MOST_REMEMBERED:
             _memory.popitem(last=False)

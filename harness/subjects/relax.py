@@ -15,6 +15,7 @@ from harness.subjects.protocol import Array, Rounding
 
 if TYPE_CHECKING:
     from harness.faults.model import Planted
+    from relax_impl.runtime import Model
 
 ALIASES = ("lm_head.weight",)
 
@@ -28,55 +29,22 @@ class _WithoutAliases:
         self.read = checkpoint.read
 
 
-class RelaxSubject:
-    """The compiled model with its weights.
+class Deployed:
+    """The functions that a deployment calls: the plain forward and the paths over a cache.
 
     Parameters
     ----------
-    checkpoint
-        Directory in the hub layout.
-    dtype, target
-        Storage dtype; ``llvm``, ``cuda`` or a TVM target.
-    fault
-        A fault to plant.
+    model
+        A compiled model with its weights.
     """
 
     protocol = 2
 
-    def __init__(
-        self, checkpoint: Path, dtype: str, target: str, fault: Planted | None = None
-    ) -> None:
-        from relax_impl.compile import compile_model, default_roundings
-        from relax_impl.config import MPTConfig
+    def __init__(self, model: Model) -> None:
         from relax_impl.decoder import Decoder
-        from relax_impl.loader import load_parameters, mapping
-        from relax_impl.runtime import Model
 
-        opened = Checkpoint.open(checkpoint)
-        true_config = MPTConfig.from_dict(opened.config)
-        config = true_config
-        if fault is not None and fault.fault.config is not None:
-            config = fault.fault.config(config)
-        library = compile_model(config, dtype, target, operations=planted_operations(fault, target))
-        if library.executable is None:
-            raise NotProven(
-                f"this machine has no {library.target} device",
-                where=f"--target {target}",
-                hint="nothing was compared",
-            )
-        weight_map = mapping(config, library.layout)
-        if fault is not None and fault.fault.weights is not None:
-            weight_map = fault.fault.weights(weight_map, config, fault.layer)
-        reader = _WithoutAliases(opened, true_config.tie_word_embeddings)
-        self._parameters = load_parameters(config, reader, dtype, weight_map)
-        self._model = Model(library, self._parameters)
-        self.decoder = Decoder(self._model)
-        self._config = config
-        places: dict[str, Any] = default_roundings(config, dtype, target)
-        self.rounding = Rounding(**places)
-        self.name = f"relax-{library.target}"
-        self.dtype = dtype
-        self.compile_cached = library.cached
+        self._model = model
+        self.decoder = Decoder(model)
 
     def forward(self, input_ids: Array, lengths: Array | None = None) -> Array:
         """Return logits by the deployed function, which has no taps.
@@ -107,6 +75,53 @@ class RelaxSubject:
         """Forget the positions of a cache from ``lengths`` on."""
         state.truncate(lengths)
         return state
+
+
+class RelaxSubject(Deployed):
+    """The compiled model with its weights.
+
+    Parameters
+    ----------
+    checkpoint
+        Directory in the hub layout.
+    dtype, target
+        Storage dtype; ``llvm``, ``cuda`` or a TVM target.
+    fault
+        A fault to plant.
+    """
+
+    def __init__(
+        self, checkpoint: Path, dtype: str, target: str, fault: Planted | None = None
+    ) -> None:
+        from relax_impl.compile import compile_model, default_roundings
+        from relax_impl.config import MPTConfig
+        from relax_impl.loader import load_parameters, mapping
+        from relax_impl.runtime import Model
+
+        opened = Checkpoint.open(checkpoint)
+        true_config = MPTConfig.from_dict(opened.config)
+        config = true_config
+        if fault is not None and fault.fault.config is not None:
+            config = fault.fault.config(config)
+        library = compile_model(config, dtype, target, operations=planted_operations(fault, target))
+        if library.executable is None:
+            raise NotProven(
+                f"this machine has no {library.target} device",
+                where=f"--target {target}",
+                hint="nothing was compared",
+            )
+        weight_map = mapping(config, library.layout)
+        if fault is not None and fault.fault.weights is not None:
+            weight_map = fault.fault.weights(weight_map, config, fault.layer)
+        reader = _WithoutAliases(opened, true_config.tie_word_embeddings)
+        self._parameters = load_parameters(config, reader, dtype, weight_map)
+        super().__init__(Model(library, self._parameters))
+        self._config = config
+        places: dict[str, Any] = default_roundings(config, dtype, target)
+        self.rounding = Rounding(**places)
+        self.name = f"relax-{library.target}"
+        self.dtype = dtype
+        self.compile_cached = library.cached
 
     def embed(self, input_ids: Array) -> dict[str, Array]:
         """Return the embedding taps."""

@@ -46,6 +46,37 @@ def test_a_fault_is_named_and_held_out_it_is_none_of_these(
     assert without.tried > 0
 
 
+SOME_OF_A_PAST = (
+    "decode-bias-absent",
+    "chunk-mask-ignores-past",
+    "decode-sees-first-slot-only",
+    "padding-seen",
+    "decode-writes-row-0",
+    "caches-aliased",
+    "same-bias-from-slot-0",
+)
+
+
+@pytest.mark.parametrize("name", ["decode-sees-first-slot-only", "decode-writes-row-0"])
+def test_what_shows_over_a_cache_only_is_named(
+    name: str, checkpoint: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a decode step the first looks like a mask that ignores the past: a chunk tells."""
+    from harness.faults import library
+
+    few = {known: library.library()[known] for known in SOME_OF_A_PAST}
+    seen = evidence(checkpoint, ids, name)
+    monkeypatch.setattr(library, "library", lambda: few)
+    found = diagnosed(seen)
+    assert (found.fault, found.layer, found.alike) == (name, None, ())
+    assert found.tap.startswith("paths.")
+    assert found.coefficient == pytest.approx(1.0, abs=0.05)
+    assert found.tried == len(SOME_OF_A_PAST) - 1
+    without = diagnosed(seen, name)
+    assert without.fault is None
+    assert "none of" in without.reason
+
+
 def test_the_command_line_names_it_in_words_and_in_the_record(
     conform: Callable[..., Any], checkpoint: Path, ids: Path
 ) -> None:
