@@ -17,7 +17,7 @@ import numpy as np
 from harness.diagnose.match import Template
 from harness.measure.compare import measure_difference
 from harness.measure.oracle import Oracle, Read, stored
-from harness.measure.paths import Driver, PathCheck, Piece, evaluate, rows_of, split_checks
+from harness.measure.paths import Driver, PathCheck, Piece, evaluate, gather, rows_of, split_checks
 from harness.measure.records import Measurement
 from harness.measure.run import Case
 from harness.measure.statistics import Float, noise_scale
@@ -71,8 +71,8 @@ def path_exhibit(oracle: Oracle, subject: Any, cases: Sequence[Case], place: Pla
     difference, pieces = _differences(subject, ids, checks, config)
     columns = _columns(config)
     truth, others = evaluate(oracle, ids)
-    golden = _gather(truth[..., columns], pieces)
-    orders = [_gather(other[..., columns], pieces) for other in others]
+    golden = gather(truth[..., columns], pieces)
+    orders = [gather(other[..., columns], pieces) for other in others]
 
     def measure(seen: Float, expected: Float) -> Measurement:
         return measure_difference(place, "paths", seen, expected, golden, orders)
@@ -121,7 +121,7 @@ def path_templates(
         try:
             compiled = compile_model(config, "float32", "llvm", operations=operations)
         except Exception:
-            # What concerns learned positions cannot be built where there are none.
+            # A fault that this config has no place for must not cost the others their names.
             continue
         if parameters is None:
             weights = mapping(config, compiled.layout)
@@ -160,10 +160,4 @@ def _differences(
         for piece in check.run(driver)
     ]
     seen = np.concatenate([piece.logits for piece in pieces])
-    return seen - _gather(base, pieces), pieces
-
-
-def _gather(table: Array, pieces: Sequence[Piece]) -> Float:
-    parts = [table[p.row, p.first : p.first + len(p.logits)] for p in pieces]
-    result: Float = np.concatenate(parts)
-    return result
+    return seen - gather(base, pieces), pieces

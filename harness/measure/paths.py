@@ -38,6 +38,11 @@ class Piece:
     logits: Array
 
 
+def gather(table: Array, pieces: Sequence[Piece]) -> Array:
+    """Return the rows of ``(batch, seq, columns)`` that the pieces are about, one after another."""
+    return np.concatenate([table[p.row, p.first : p.first + len(p.logits)] for p in pieces])
+
+
 class Driver:
     """Calls the paths of a subject with every shape checked, on fixed rows of ids."""
 
@@ -347,13 +352,8 @@ def path_events(
             yield Failure(place, "paths", str(failure), failure.detail)
             continue
         observed = np.concatenate([piece.logits for piece in pieces])
-
-        def rows(table: Array, pieces: Sequence[Piece] = pieces) -> Array:
-            return np.concatenate([table[p.row, p.first : p.first + len(p.logits)] for p in pieces])
-
-        yield measure_difference(
-            place, "paths", observed, rows(base), rows(golden), [rows(order) for order in orders]
-        )
+        table, truth, *others = (gather(whole, pieces) for whole in (base, golden, *orders))
+        yield measure_difference(place, "paths", observed, table, truth, others)
 
 
 def evaluate(oracle: Oracle, ids: Array) -> tuple[Array, list[Array]]:
