@@ -368,6 +368,10 @@ def generate(
     ignore_stop: Annotated[
         bool, typer.Option("--ignore-stop", help="Go on after a stop token.")
     ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Compare with full recomputation and the reference."),
+    ] = False,
     json: Annotated[
         Path | None,
         typer.Option(help="Write the record here; - for standard output, text to the other one."),
@@ -383,7 +387,7 @@ def generate(
         require_writable(json)
     sampling = Sampling(temperature, top_p, seed)
     request = GenerateRequest(
-        checkpoint, prompt, max_new_tokens, sampling, chunk, dtype, target, ignore_stop
+        checkpoint, prompt, max_new_tokens, sampling, chunk, dtype, target, ignore_stop, verify
     )
     made = run(request, lambda text: print(text, end="", flush=True, file=_text_stream(piped)))
     print(file=_text_stream(piped))
@@ -392,6 +396,10 @@ def generate(
         typer.echo(to_json(made).decode(), nl=False)
     elif json is not None:
         write_whole(json, to_json(made))
+    if made.agreement is not None:
+        typer.echo(made.agreement.summary, err=True)
+        if not made.agreement.holds:
+            raise typer.Exit(EXIT_DIVERGES)
 
 
 def _text_stream(piped: bool) -> Any:

@@ -11,6 +11,7 @@ from harness.judge.verdict import Row
 from harness.measure.arrival import Arrival
 from harness.measure.paths import split_checks
 from harness.measure.records import Skip
+from harness.measure.relations import split_relations
 from harness.measure.run import Case
 from harness.measure.taps import Place, places
 from harness.subjects.protocol import path_capabilities
@@ -128,13 +129,14 @@ def coverage(
 
 
 def _paths(config: Any, subject: Any, seen: Set[Place]) -> tuple[Axis, ...]:
-    """Return the axis of the paths over a cache; none where the subject keeps no cache.
+    """Return the axis of paths over a cache and of relations; none where a subject has neither.
 
     Unlike a tap, which every MPT has inside whether it shows it or not, a path that is not there is
     not part of what was asked to conform: the report names the methods that the subject lacks.
     """
-    chosen, _ = split_checks(path_capabilities(subject), config)
-    names = {f"paths.{check.name}" for check in chosen}
+    offers = path_capabilities(subject)
+    names = {f"paths.{check.name}" for check in split_checks(offers, config)[0]}
+    names |= {f"paths.{relation.name}" for relation in split_relations(offers, config)[0]}
     return (axis("paths", names, {place.tap for place in seen}),) if names else ()
 
 

@@ -26,6 +26,7 @@ from harness.measure.conversion import conversion
 from harness.measure.oracle import Oracle, stored
 from harness.measure.paths import path_events
 from harness.measure.records import Failure, LogitSummary, Measurement, Skip
+from harness.measure.relations import relation_events
 from harness.measure.run import Case, Walk
 from harness.measure.taps import Place, places
 from harness.measure.trace_walk import TraceWalk
@@ -211,7 +212,8 @@ def check(
             if dump is None
             else TraceWalk(oracle, dump, cases, layers=layers, progress=progress)
         )
-        for event in chain(walk.events(), path_events(oracle, subject, cases, progress)):
+        paths = path_events(oracle, subject, cases, progress)
+        for event in chain(walk.events(), paths, relation_events(oracle, subject, progress)):
             if isinstance(event, Measurement):
                 rows.append(judge(event, dtype, shipped()))
             elif isinstance(event, Failure):

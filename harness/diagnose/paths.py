@@ -67,7 +67,7 @@ def path_exhibit(oracle: Oracle, subject: Any, cases: Sequence[Case], place: Pla
     """
     config = oracle.config
     checks, _ = split_checks(path_capabilities(subject), config)
-    ids = rows_of(cases, config.max_seq_len)
+    ids = rows_of(cases, config.max_seq_len, config.vocab_size)
     difference, pieces = _differences(subject, ids, checks, config)
     columns = _columns(config)
     truth, others = evaluate(oracle, ids)
@@ -131,6 +131,8 @@ def path_templates(
             tensors = {name: apply(weights, name, held, "float32") for name in shapes}
             parameters = Parameters(config, "float32", compiled.layout, tensors)
         port = Deployed(Model(compiled, parameters))
+        if fault.calls is not None:
+            fault.calls(port)
         difference, _ = _differences(port, seen.ids, seen.checks, oracle.config)
         yield Template(fault.name, seen.golden + difference)
 

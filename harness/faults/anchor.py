@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from harness.checkpoint.reader import Checkpoint
-from harness.faults.model import Planted
+from harness.faults.model import Fault, Planted
 
 TARGET = "llvm"
 
@@ -43,7 +43,24 @@ def changes(planted: Planted, checkpoint: Path, dtype: str = "float16") -> bool:
         config = fault.config(config)
     if _graph(config, dtype, planted_operations(planted, TARGET) or operations) != plain:
         return True
+    if fault.calls is not None:
+        return _replaces(fault)
     return fault.weights is not None and _moves(planted, true_config, opened, dtype)
+
+
+def _replaces(fault: Fault) -> bool:
+    """Return whether a method that the port offers is replaced by another."""
+    from harness.subjects.protocol import PATH_METHODS
+    from harness.subjects.relax import Deployed
+
+    class Bare(Deployed):
+        def __init__(self) -> None:
+            pass
+
+    assert fault.calls is not None
+    port = Bare()
+    fault.calls(port)
+    return bool(vars(port).keys() & {"forward", *PATH_METHODS})
 
 
 def shows(planted: Planted, checkpoint: Path, ids: Any, dtype: str = "float16") -> bool:

@@ -44,6 +44,7 @@ def library() -> dict[str, Fault]:
     from harness.faults import (
         activation,
         alibi,
+        calls,
         config,
         equivalent,
         fused,
@@ -69,6 +70,7 @@ def library() -> dict[str, Fault]:
         precision,
         tokens,
         paths,
+        calls,
         equivalent,
     )
     for module in areas:

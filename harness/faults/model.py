@@ -51,6 +51,8 @@ class Fault:
         Changes the parsed config before the graph is built.
     weights
         Changes the weight map; called with the map, the config and the layer (``None``: all).
+    calls
+        Changes the object whose methods a deployment calls: what is done around compiled functions.
     equivalent
         The mutation changes the code but not the model: it must not be flagged.
     proof
@@ -68,6 +70,7 @@ class Fault:
     operations: Callable[[Any], Any] | None = None
     config: Callable[[Any], Any] | None = None
     weights: Callable[[Any, Any, int | None], Any] | None = None
+    calls: Callable[[Any], None] | None = None
     equivalent: bool = False
     proof: str = ""
     first_layer: int = 0

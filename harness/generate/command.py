@@ -12,6 +12,7 @@ from harness.errors import BadInput
 from harness.generate.run import SCHEMA, Limits, Trace, generate, require_room
 from harness.generate.sampling import Sampling
 from harness.generate.text import Text
+from harness.generate.verify import Agreement, require_greedy, verify
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class GenerateRequest:
     dtype: str = "float16"
     target: str = "llvm"
     ignore_stop: bool = False
+    verify: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Generation:
     work
         For ``prefill`` and ``decode``: calls, positions through the blocks and through the head,
         scores of one head and layer.
+    agreement
+        With full recomputation and the reference; ``None`` unless asked for.
     """
 
     schema: str
@@ -67,6 +71,7 @@ class Generation:
     seconds: dict[str, float]
     tokens_per_second: float | None
     work: dict[str, dict[str, int]]
+    agreement: Agreement | None = None
 
 
 def run(request: GenerateRequest, show: Callable[[str], None]) -> Generation:
@@ -79,13 +84,17 @@ def run(request: GenerateRequest, show: Callable[[str], None]) -> Generation:
     NotProven
         If the machine has no device for the target.
     """
+    from harness.measure.oracle import Oracle
     from harness.pipeline import open_material
     from harness.subjects.load import load_subject
+    from harness.subjects.protocol import rounding_of
 
     material = open_material(request.checkpoint)
     text = Text(request.checkpoint, material.checkpoint.config)
     prompt = text.encode(request.prompt)
     stops = frozenset() if request.ignore_stop else text.stops
+    if request.verify:
+        require_greedy(request.sampling)
     limits = Limits(request.max_new_tokens, request.chunk, stops)
     require_room(material.config, len(prompt), request.max_new_tokens)
 
@@ -105,6 +114,11 @@ def run(request: GenerateRequest, show: Callable[[str], None]) -> Generation:
     shown.append(stream.rest())
     show(shown[-1])
     seconds |= {"prefill": trace.prefill_seconds, "decode": trace.decode_seconds}
+    agreement = None
+    if request.verify:
+        read, rounding = material.checkpoint.read, rounding_of(subject)
+        oracle = Oracle(material.config, read, storage=request.dtype, rounding=rounding)
+        agreement = verify(subject, oracle, prompt, made)
     return Generation(
         schema=SCHEMA,
         checkpoint=str(request.checkpoint),
@@ -124,6 +138,7 @@ def run(request: GenerateRequest, show: Callable[[str], None]) -> Generation:
         seconds=seconds,
         tokens_per_second=trace.steps / trace.decode_seconds if trace.steps else None,
         work={"prefill": trace.prefill_work, "decode": trace.decode_work},
+        agreement=agreement,
     )
 
 

@@ -205,13 +205,22 @@ def _translation(driver: Driver) -> Iterator[Piece]:
     yield from _left(driver, [far + 5 * row for row in range(driver.rows)])
 
 
+def _vocabulary(driver: Driver) -> Iterator[Piece]:
+    row, half = driver.rows - 1, driver.length // 2
+    logits, state = driver.prefill(driver.ids[[row], :half])
+    yield from _whole(logits, [row])
+    yield from driver.onward(state, [row], [half])
+
+
 def _fork(driver: Driver) -> Iterator[Piece]:
     half, rows = driver.length // 2, range(driver.rows)
     _, state = driver.prefill(driver.ids[:, :half])
-    other = driver.fork(state)
-    driver.extend(other, driver.wrong[:, half:])
-    third = driver.fork(state)
-    yield from driver.onward(state, rows, [half] * driver.rows)
+    other, third = driver.fork(state), driver.fork(state)
+    # Step by step: what two shared would be overwritten by the wrong one before it is read.
+    for piece in driver.onward(state, rows, [half] * driver.rows):
+        yield piece
+        if piece.row == driver.rows - 1:
+            driver.decode(other, driver.wrong[:, piece.first])
     yield from driver.onward(third, rows, [half] * driver.rows)
 
 
@@ -265,6 +274,7 @@ CHECKS: tuple[PathCheck, ...] = (
     PathCheck("ragged", ("prefill", "extend", "decode"), "rows of unequal lengths", _ragged),
     PathCheck("left-padding", ("prefill", "decode"), "behind padding", _left_padding),
     PathCheck("translation", ("prefill", "decode"), "at any offset", _translation),
+    PathCheck("vocabulary", ("prefill", "decode"), "tokens of the last rows", _vocabulary),
     PathCheck("fork", ("prefill", "extend", "decode", "fork"), "beside another future", _fork),
     PathCheck(
         "roll-back", ("prefill", "extend", "decode", "truncate"), "after a false future", _roll_back
@@ -277,13 +287,18 @@ SHORTEST = 4
 """Tokens below which a sequence cannot be split, extended and rolled back."""
 
 
-def rows_of(cases: Sequence[Case], max_seq_len: int) -> Array:
-    """Return ``(ROWS, LENGTH)`` ids from the cases: the row with most different tokens, turned."""
+def rows_of(cases: Sequence[Case], max_seq_len: int, vocab_size: int) -> Array:
+    """Return ``(ROWS, LENGTH)`` ids: of the cases the row with most different tokens, and turned.
+
+    The last row holds the last ids of the vocabulary, which often no tokenizer gives: padding of
+    the embedding, whose rows are rows like all others.
+    """
     every = [row for case in cases for row in case.ids]
     richest = max(every, key=lambda row: (len(np.unique(row[:LENGTH])), len(row)))
     length = min(LENGTH, max_seq_len)
     row = np.resize(richest, length)
-    return np.stack([row, row[::-1], np.roll(row, length // 2)]).astype(np.int32)
+    last = (vocab_size - 1 - np.arange(length)) % vocab_size
+    return np.stack([row, row[::-1], last]).astype(np.int32)
 
 
 def split_checks(
@@ -334,8 +349,9 @@ def path_events(
     yield from left
     if not chosen:
         return
-    ids = rows_of(cases, oracle.config.max_seq_len)
-    driver = Driver(subject, ids, oracle.config.vocab_size, oracle.config.max_seq_len)
+    max_seq_len, vocab_size = oracle.config.max_seq_len, oracle.config.vocab_size
+    ids = rows_of(cases, max_seq_len, vocab_size)
+    driver = Driver(subject, ids, vocab_size, max_seq_len)
     progress("paths: the forward they are held against")
     try:
         base = driver.forward(ids)

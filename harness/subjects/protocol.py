@@ -4,8 +4,8 @@ Only ``forward`` is required. A subject that offers more is judged more closely:
 sub-module is charged for its own errors only, with ``attention_bias`` the ALiBi slopes are measured
 through the deployed attention, with ``parameters`` every tensor is proved to have arrived.
 
-Version 2 adds the paths of a deployment: ``prefill``, ``extend``, ``decode``, ``fork`` and
-``truncate``, all optional. A subject of version 1 is judged as before.
+Version 2 adds the paths of a deployment: ``prefill``, ``extend``, ``decode``, ``fork``,
+``truncate`` and ``attend``, all optional. A subject of version 1 is judged as before.
 """
 
 from __future__ import annotations
@@ -113,13 +113,15 @@ PATH_METHODS: Mapping[str, str] = {
     "decode": "(state, input_ids (batch,)) -> logits (batch, vocab)",
     "fork": "(state) -> a state that shares nothing with it",
     "truncate": "(state, lengths (batch,)) -> the state with these many positions",
+    "attend": "(q, k, v) -> context (batch, query, heads, dim), by the attention that is deployed",
 }
 """Optional methods of version 2.
 
 ``input_ids`` are int32 ``(batch, seq)`` and logits ``(batch, seq, vocab)``. ``starts`` (batch,) are
 positions of padding on the left, ``lengths`` (batch,) the end of each row within ``input_ids``;
 what follows is padding. Logits of padding mean nothing. The positions of a state count padding on
-the left, so that they go on where ``lengths`` ended.
+the left, so that they go on where ``lengths`` ended. q is ``(batch, query, heads, dim)``, k and v
+``(batch, key, kv_heads, dim)`` in the storage dtype; the queries are the last of the keys.
 """
 
 

@@ -76,6 +76,10 @@ class Deployed:
         state.truncate(lengths)
         return state
 
+    def attend(self, q: Array, k: Array, v: Array) -> Array:
+        """Return the context of given queries, keys and values, by the attention of layer 0."""
+        return self._model.attend(q, k, v)
+
 
 class RelaxSubject(Deployed):
     """The compiled model with its weights.
@@ -122,6 +126,8 @@ class RelaxSubject(Deployed):
         self.name = f"relax-{library.target}"
         self.dtype = dtype
         self.compile_cached = library.cached
+        if fault is not None and fault.fault.calls is not None:
+            fault.fault.calls(self)
 
     def embed(self, input_ids: Array) -> dict[str, Array]:
         """Return the embedding taps."""

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.measure.paths import CHECKS
+from harness.measure.relations import RELATIONS
 from harness.measure.taps import block_widths, places
 from harness.subjects.protocol import OPTIONAL_METHODS, PATH_METHODS, STORAGE_DTYPES
 from reference.config import MPTConfig
@@ -76,7 +77,8 @@ def test_every_implementation_conforms_in_every_precision(
         assert 0 <= tap["ratio"] <= 1
         seen.setdefault(tap["mode"], set()).add(tap["tap"])
     ends = {"transformer.norm_f", "logits"}
-    paths = {f"paths.{check.name}" for check in CHECKS} if subject == "relax" else set()
+    every = {f"paths.{one.name}" for one in (*CHECKS, *RELATIONS)}
+    paths = every if subject == "relax" else set()
     assert seen == {
         "alibi": {"alibi"},
         "local": inside | ends,

@@ -26,7 +26,7 @@ BLOCK_TAPS = {
     "norm_1", "attn.Wqkv", "attn.q_ln", "attn.k_ln", "attn.context", "attn.out_proj",
     "attn.residual", "norm_2", "ffn.up_proj", "ffn.act", "ffn.down_proj", "output",
 }  # fmt: skip
-MECHANISMS = ("operations", "config", "weights")
+MECHANISMS = ("operations", "config", "weights", "calls")
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +96,7 @@ DEAD = (
     dataclasses.replace(
         FAULTS[0], operations=None, weights=lambda weight_map, config, layer: weight_map
     ),
+    dataclasses.replace(FAULTS[0], operations=None, calls=lambda port: None),
 )
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from harness.checkpoint.reader import Checkpoint
 from harness.errors import BadInput
+from harness.faults import calls as call_faults
 from harness.faults import paths as path_faults
+from harness.faults.library import library
 from harness.faults.model import Planted
 from harness.inputs import load_cases
 from harness.judge.factors import shipped
@@ -19,13 +21,15 @@ from harness.judge.verdict import Row, judge
 from harness.measure.oracle import Oracle
 from harness.measure.paths import CHECKS, LENGTH, ROWS, path_events, rows_of
 from harness.measure.records import Event, Failure, Measurement, Skip
+from harness.measure.relations import RELATIONS, WINDOW, moved_heads, relation_events
 from harness.measure.run import Case
 from harness.subjects.protocol import PATH_METHODS, path_capabilities, rounding_of, validate
 from harness.subjects.relax import RelaxSubject
 from harness.subjects.torch import TorchSubject
 from reference.config import MPTConfig
 
-FAULTS = {fault.name: fault for fault in path_faults.FAULTS}
+FAULTS = {fault.name: fault for fault in (*path_faults.FAULTS, *call_faults.FAULTS)}
+NAMES = [one.name for one in (*CHECKS, *RELATIONS)]
 RED = {
     "prefill": "cached-bias-absent",
     "decode": "decode-bias-absent",
@@ -36,7 +40,14 @@ RED = {
     "ragged": "decode-key-one-slot-early",
     "left-padding": "padding-seen-in-decode",
     "translation": "padding-mask-one-short",
+    "vocabulary": "decode-last-rows-unknown",
+    "fork": "fork-shares-cache",
+    "roll-back": "roll-back-one-short",
+    "lengths": "lengths-align-right",
+    "heads": "alibi-heads-rolled",
+    "far-window": "mask-blocks-of-32",
 }
+"""Of the library, for every check of the paths."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,7 +62,7 @@ def events_of(checkpoint: Path, subject: Any, dtype: str = "float32") -> list[Ev
     config = MPTConfig.from_dict(opened.config)
     oracle = Oracle(config, opened.read, storage=dtype, rounding=rounding_of(subject))
     cases = load_cases(None, config, checkpoint, max_tokens=None)
-    return list(path_events(oracle, subject, cases))
+    return [*path_events(oracle, subject, cases), *relation_events(oracle, subject)]
 
 
 def judged(events: list[Event], dtype: str = "float32") -> dict[str, Row]:
@@ -65,7 +76,7 @@ def relax(checkpoint: Path) -> Callable[..., RelaxSubject]:
 
     def make(dtype: str = "float32", fault: str | None = None) -> RelaxSubject:
         if (dtype, fault) not in made:
-            planted = Planted(FAULTS[fault]) if fault else None
+            planted = Planted(library()[fault]) if fault else None
             made[dtype, fault] = RelaxSubject(checkpoint, dtype, "llvm", planted)
         return made[dtype, fault]
 
@@ -77,17 +88,88 @@ def test_the_port_is_one_model_on_every_path(dtype: str, checkpoint: Path, relax
     events = events_of(checkpoint, relax(dtype), dtype)
     assert all(isinstance(event, Measurement) for event in events)
     rows = judged(events, dtype)
-    assert list(rows) == [check.name for check in CHECKS]
+    assert list(rows) == NAMES
     assert not [name for name, row in rows.items() if row.diverges]
     # Every row of the batch, and more than one position of each.
     assert all(row.measurement.rows >= ROWS * 5 for row in rows.values())
+
+
+def test_every_check_has_a_fault_of_its_own() -> None:
+    assert set(RED) == set(NAMES)
 
 
 @pytest.mark.parametrize(("check", "fault"), RED.items())
 def test_each_check_turns_red(check: str, fault: str, checkpoint: Path, relax: Any) -> None:
     rows = judged(events_of(checkpoint, relax(fault=fault)))
     assert rows[check].diverges
-    assert rows["lengths"].ratio <= 1, "the plain forward has no fault"
+    if library()[fault].area == "decode":
+        assert not rows["heads"].diverges and not rows["far-window"].diverges
+    if library()[fault].calls is None:
+        assert rows["lengths"].ratio <= 1, "forward ignores lengths, with a fault and without"
+
+
+@pytest.mark.parametrize("fault", call_faults.FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_around_the_compiled_functions_shows_where_it_says(
+    fault: Any, checkpoint: Path, relax: Any
+) -> None:
+    rows = judged(events_of(checkpoint, relax(fault=fault.name)))
+    assert next(name for name, row in rows.items() if row.diverges) == (
+        fault.first_tap.removeprefix("paths.")
+    )
+
+
+def test_a_fault_around_the_compiled_functions_is_caught_and_named(
+    checkpoint: Path, conform: Any
+) -> None:
+    words = ["--fault", "fork-shares-cache", "--max-tokens", 12, "--dtype", "float32"]
+    outcome = conform("check", checkpoint, *words, "--diagnose")
+    assert outcome.code == 1
+    assert outcome.first["tap"] == "paths.fork"
+    assert outcome.report["diagnosis"]["fault"] == "fork-shares-cache"
+
+
+@pytest.mark.parametrize("heads, kv_heads", [(6, 6), (6, 2), (6, 1), (12, 4), (2, 2)])
+def test_moved_heads_keep_their_key_heads(heads: int, kv_heads: int) -> None:
+    class Config:
+        n_heads, kv_n_heads = heads, kv_heads
+
+    moved, keys = moved_heads(Config)
+    assert sorted(moved) == list(range(heads)) and list(moved) != list(range(heads))
+    group = heads // kv_heads
+    # The place h reads the key head of its own group, and finds the one that the head had.
+    assert [keys[h // group] for h in range(heads)] == [moved[h] // group for h in range(heads)]
+
+
+@pytest.mark.parametrize("slope", [1.01, 0.99])
+def test_a_slope_that_is_a_percent_off_shows_when_heads_move(
+    slope: float, checkpoint: Path
+) -> None:
+    class Bent(TorchSubject):
+        protocol = 2
+
+        def attend(self, q: Any, k: Any, v: Any) -> Any:
+            # One head's slope alone is another: its keys are moved by as much.
+            k = k.copy()
+            k[..., 0, 3] += (slope - 1) * np.arange(k.shape[1])
+            tensors = (self._tensor(a) for a in (q, k, v))
+            return self._model.attend(*tensors).reshape(q.shape)
+
+    rows = judged(events_of(checkpoint, Bent(checkpoint, "float32")))
+    assert list(rows) == ["heads", "far-window"]
+    assert rows["heads"].diverges
+
+
+def test_the_reference_is_one_attention_in_its_own_order(checkpoint: Path) -> None:
+    class Straight(TorchSubject):
+        protocol = 2
+
+        def attend(self, q: Any, k: Any, v: Any) -> Any:
+            return self._model.attend(*(self._tensor(a) for a in (q, k, v))).reshape(q.shape)
+
+    for dtype in ("float16", "bfloat16", "float32"):
+        rows = judged(events_of(checkpoint, Straight(checkpoint, dtype), dtype), dtype)
+        assert not [name for name, row in rows.items() if row.diverges]
+        assert all(row.measurement.rows == WINDOW for row in rows.values())
 
 
 class Wrapped:
@@ -137,7 +219,7 @@ def test_a_failure_in_one_path_is_reported_and_the_others_go_on(
     assert [(f.place.path, f.reason) for f in failures] == [
         ("paths.fork", "fork: raised RuntimeError: no memory")
     ]
-    assert len(judged(events)) == len(CHECKS) - 1
+    assert len(judged(events)) == len(NAMES) - 1
 
 
 @pytest.mark.parametrize(
@@ -159,9 +241,9 @@ def test_a_subject_of_version_1_is_told_why_nothing_was_compared(checkpoint: Pat
     assert path_capabilities(subject) == frozenset()
     events = events_of(checkpoint, subject)
     assert [(event.axis, event.item) for event in events if isinstance(event, Skip)] == [
-        ("path", check.name) for check in CHECKS
+        ("path", name) for name in NAMES
     ]
-    assert len(events) == len(CHECKS)
+    assert len(events) == len(NAMES)
 
 
 def test_methods_of_version_2_are_not_asked_of_version_1(relax: Any) -> None:
@@ -177,10 +259,11 @@ def test_methods_of_version_2_are_not_asked_of_version_1(relax: Any) -> None:
 
 def test_the_rows_differ_whatever_the_prompts() -> None:
     for ids in ([[7]], [[3, 3, 3]], [list(range(40)), [1] * 40]):
-        rows = rows_of([Case("one", np.array(ids, np.int32))], 64)
+        rows = rows_of([Case("one", np.array(ids, np.int32))], 64, 97)
         assert rows.shape == (ROWS, LENGTH)
     assert len(np.unique(rows, axis=0)) == ROWS
-    assert rows_of([Case("one", np.array([[1, 2, 3]], np.int32))], 5).shape == (ROWS, 5)
+    few = rows_of([Case("one", np.array([[1, 2, 3]], np.int32))], 5, 4)
+    assert few.tolist() == [[1, 2, 3, 1, 2], [2, 1, 3, 2, 1], [3, 2, 1, 0, 3]]
 
 
 def test_there_are_at_least_25_faults_of_these_paths() -> None:
