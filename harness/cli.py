@@ -16,6 +16,7 @@ from harness.errors import (
     BadInput,
     ConformanceError,
 )
+from harness.ledger.commands import anchor_app, ledger_app
 
 app = typer.Typer(
     help="Is it still MPT? Judge an implementation against a float64 reference, layer by layer.\n\n"
@@ -24,6 +25,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(ledger_app, name="ledger")
+app.add_typer(anchor_app, name="anchor")
 EXIT_OF = {"conforms": EXIT_CONFORMS, "diverges": EXIT_DIVERGES, "not-proven": EXIT_NOT_PROVEN}
 DTYPES = ("float16", "bfloat16", "float32")
 
@@ -115,6 +118,9 @@ def check(
     diagnose: Annotated[
         bool, typer.Option(help="After a divergence, name the fault that it looks like.")
     ] = True,
+    ledger: Annotated[
+        str | None, typer.Option(help="Add the run to this ledger: a file, or a database URL.")
+    ] = None,
 ) -> None:
     """Judge a subject on a checkpoint and say where it first diverges."""
     from rich.console import Console
@@ -141,7 +147,7 @@ def check(
     )
     progress = _Progress()
     try:
-        report = run(request, progress)
+        report = run(request, progress) if ledger is None else _recorded(ledger, request, progress)
     finally:
         progress.stop()
     if json is not None:
@@ -154,6 +160,74 @@ def check(
     width = None if sys.stdout.isatty() else 160
     render(report, Console(width=width, highlight=False))
     raise typer.Exit(EXIT_OF[report.verdict])
+
+
+def _recorded(ledger: str, request: Any, progress: Any) -> Any:
+    """Check, and write the run; a ledger that cannot be used is refused before the work."""
+    from harness.ledger.record import check_into
+    from harness.ledger.store import Ledger
+
+    with Ledger.open(ledger, write=True) as opened:
+        return check_into(opened, request, progress)
+
+
+@app.command()
+def gate(
+    ledger: Annotated[str, typer.Option(help="A file, or a database URL.")],
+    release: Annotated[str, typer.Option(help="Name of the release, for the reports.")],
+    policy: Annotated[Path, typer.Option(help="What a release must prove.")] = Path("gate.toml"),
+    commit: Annotated[
+        str | None, typer.Option(help="What is released; that of this directory by default.")
+    ] = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Make the runs that are missing, and record them.")
+    ] = False,
+    json: JsonOption = None,
+    junit: Annotated[Path | None, typer.Option(help="Write JUnit XML here.")] = None,
+    markdown: Annotated[
+        Path | None, typer.Option(help="Append a summary here, as to $GITHUB_STEP_SUMMARY.")
+    ] = None,
+) -> None:
+    """Hold a release's policy against the ledger: what is not proven blocks."""
+    from rich.console import Console
+
+    from harness.gate import render
+    from harness.gate.command import gate as run
+    from harness.report.files import require_writable, to_json, write_whole
+
+    for place in (json, junit, markdown):
+        if place is not None:
+            require_writable(place)
+    progress = _Progress()
+    try:
+        result = run(policy, ledger, release=release, commit=commit, fresh=fresh, progress=progress)
+    finally:
+        progress.stop()
+    if json is not None:
+        write_whole(json, to_json(render.to_plain(result)))
+    if junit is not None:
+        write_whole(junit, render.junit(result))
+    if markdown is not None:
+        with markdown.open("a", encoding="utf-8") as file:
+            file.write(render.markdown(result))
+    width = None if sys.stdout.isatty() else 160
+    render.render(result, Console(width=width, highlight=False))
+    raise typer.Exit(EXIT_OF[result.verdict])
+
+
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option(help="Folder of pages to make or to replace.")],
+    ledger: Annotated[str, typer.Option(help="A file, or a database URL.")],
+    policy: Annotated[
+        Path | None, typer.Option(help="Show the gate of this policy and its waivers, too.")
+    ] = None,
+) -> None:
+    """Build the dashboard: pages that open from disk, without a network."""
+    from harness.dashboard.build import build
+
+    made = build(ledger, out, policy)
+    typer.echo(f"{made.index}: {made.runs} runs, {made.pages} pages, {made.seconds:.1f} s")
 
 
 @app.command()

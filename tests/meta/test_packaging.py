@@ -123,8 +123,14 @@ def third_party_imports() -> dict[str, str]:
     return {name: where for name, where in imported.items() if name not in ours}
 
 
+OPTIONAL = ("parquet", "postgres")
+"""Extras of a user's, whose imports say what to install where they are missing."""
+
+
 def test_rooms_import_only_what_is_declared() -> None:
-    wanted = {canonicalize_name(Requirement(line).name) for line in PROJECT["dependencies"]}
+    optional = (line for extra in OPTIONAL for line in PROJECT["optional-dependencies"][extra])
+    lines = [*PROJECT["dependencies"], *optional]
+    wanted = {canonicalize_name(Requirement(line).name) for line in lines}
     providers = importlib.metadata.packages_distributions()
     imports = third_party_imports()
     assert "numpy" in imports

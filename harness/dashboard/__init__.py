@@ -1,0 +1,1 @@
+"""The dashboard: a ledger as pages that open from disk."""

@@ -1,0 +1,1 @@
+"""The ledger: what every run measured, and everything that identifies the run."""
