@@ -1,86 +1,127 @@
-"""Peak memory and time of the attention kernel over the length, next to a tensor of scores.
+"""Memory that the attention kernels add to their arguments, next to a tensor of scores.
 
-    python benchmarks/attention_memory.py [--lengths 1024 2048 4096 8192] [--heads 8] [--dim 64]
+    python benchmarks/attention_memory.py [--lengths 1024,2048,4096] [--heads 8] [--dim 64]
+                                          [--dtype float32] [--output FILE]
 
-Each length runs in a process of its own, since a peak is one per process.
+As many queries as keys, for the kernel of the plain forward and for the one over a cache. What is
+shown is how far the resident memory rose while the kernel ran: the operating system's own peak, set
+back before the call (Linux). The cache is that of the arguments; over it nothing is packed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
-import subprocess
+import ctypes
+import platform
+import re
 import sys
-import time
+from pathlib import Path
+from typing import Any
 
+M_MMAP_THRESHOLD = -3
+"""Of glibc's mallopt: blocks from this size on are given back to the system when they are freed."""
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 MIB = 1 << 20
 
 
-def measure(length: int, heads: int, dim: int, dtype: str) -> dict[str, float]:
-    import numpy as np
-    import tvm
+def resident(field: str) -> int:
+    """Return bytes of this process: VmRSS now, VmHWM at most since the peak was set back."""
+    status = Path("/proc/self/status").read_text()
+    found = re.search(rf"^{field}:\s+(\d+) kB", status, re.MULTILINE)
+    assert found is not None, field
+    return int(found[1]) * 1024
 
-    from relax_impl.config import MPTConfig
-    from relax_impl.kernels.cpu import FAST
-    from relax_impl.kernels.cpu.attention import flash_kernel
-    from relax_impl.target import resolve, use_all_cores, wide_vectors
 
-    use_all_cores()
-    config = MPTConfig.from_dict(
-        {"d_model": heads * dim, "n_heads": heads, "attn_config": {"alibi": True}}
-    )
-    target = resolve("llvm")
-    with target:
-        kernel = flash_kernel(FAST.attention, config, dtype, config.scale, wide_vectors())
-    module = tvm.IRModule({"attention": kernel.with_attr("global_symbol", "attention")})
-    run = tvm.compile(module, target=target, tir_pipeline="s_tir")["attention"]
-    random = np.random.default_rng(0)
+class Kernels:
+    """Both kernels of one size, compiled once for all lengths."""
 
-    def tensor(length: int) -> object:
-        array = random.standard_normal((1, length, heads, dim), np.float32).astype(dtype)
+    def __init__(self, heads: int, dim: int, dtype: str) -> None:
+        import numpy as np
+        import tvm
+
+        from relax_impl.cached import CachedAttention
+        from relax_impl.config import MPTConfig
+        from relax_impl.kernels.cpu import FAST
+        from relax_impl.kernels.cpu.attention import flash_kernel
+        from relax_impl.kernels.cpu.cached import cached_kernel
+        from relax_impl.target import resolve, use_all_cores, wide_vectors
+
+        use_all_cores()
+        self.heads, self.dim, self.dtype = heads, dim, dtype
+        self.random = np.random.default_rng(0)
+        raw = {"d_model": heads * dim, "n_heads": heads, "attn_config": {"alibi": True}}
+        config, target = MPTConfig.from_dict(raw), resolve("llvm")
+        with target:
+            plain = flash_kernel(FAST.attention, config, dtype, config.scale, wide_vectors())
+            cached = cached_kernel(CachedAttention(), FAST.attention, config, dtype, config.scale)
+        functions = {"forward": plain, "cache": cached}
+        module = tvm.IRModule(
+            {name: f.with_attr("global_symbol", name) for name, f in functions.items()}
+        )
+        self.run = tvm.compile(module, target=target, tir_pipeline="s_tir")
+        self.slopes = tvm.runtime.tensor(FAST.slopes(config))
+        self.nothing = [tvm.runtime.tensor(np.zeros(1, np.int32)) for _ in range(2)]
+        for name in functions:
+            self.rises(name, 16)
+
+    def tensor(self, *shape: int) -> Any:
+        import numpy as np
+        import tvm
+
+        array = self.random.standard_normal(shape, np.float32).astype(self.dtype)
         return tvm.runtime.tensor(array)
 
-    slopes = tvm.runtime.tensor(FAST.slopes(config))
-    small = [tensor(16) for _ in range(3)]
-    run(*small, slopes, tensor(16))
-    arguments = [tensor(length) for _ in range(3)]
-    out = tensor(length)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        run(*arguments, slopes, out)
-        times.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"workspace": (peak - before) / MIB, "seconds": min(times)}
+    def rises(self, name: str, length: int) -> int:
+        """Return by how many bytes the process grew while the kernel ran."""
+        from relax_impl.cached import PANEL
+
+        plain = (1, length, self.heads, self.dim)
+        if name == "forward":
+            given = [*(self.tensor(*plain) for _ in range(3)), self.slopes, self.tensor(*plain)]
+        else:
+            keys = self.tensor(1, self.heads, length // PANEL, self.dim, PANEL)
+            values = self.tensor(1, self.heads, length, self.dim)
+            query, out = self.tensor(*plain), self.tensor(*plain)
+            given = [query, keys, values, *self.nothing, self.slopes, out]
+        Path("/proc/self/clear_refs").write_text("5")
+        before = resident("VmRSS")
+        self.run[name](*given)
+        return resident("VmHWM") - before
+
+
+def table(options: argparse.Namespace) -> str:
+    # What lies free in the heap would hide what a kernel takes.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    kernels = Kernels(options.heads, options.dim, options.dtype)
+    lines = [
+        f"{options.heads} heads of {options.dim}, {options.dtype}, {platform.machine()}, "
+        "as many queries as keys, MiB",
+        "",
+        "| length | forward adds | over a cache adds | K and V alone | scores would be |",
+        "|---|---|---|---|---|",
+    ]
+    for length in map(int, options.lengths.split(",")):
+        rose = [kernels.rises(name, length) / MIB for name in ("forward", "cache")]
+        width = 4 if options.dtype == "float32" else 2
+        both = 2 * length * options.heads * options.dim * width / MIB
+        scores = length * length * options.heads * 4 / MIB
+        lines.append(f"| {length} | {rose[0]:.1f} | {rose[1]:.1f} | {both:.1f} | {scores:.1f} |")
+    return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
+    parser.add_argument("--lengths", default="1024,2048,4096", help="multiples of 16")
     parser.add_argument("--heads", type=int, default=8)
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--dtype", default="float32", choices=["float16", "float32"])
-    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    if options.one:
-        print(json.dumps(measure(options.one, options.heads, options.dim, options.dtype)))
-        return
-    print(f"{options.heads} heads of {options.dim}, {options.dtype}")
-    print(
-        f"{'length':>8} {'workspace MiB':>14} {'packed K, V MiB':>16} {'scores MiB':>11} {'ms':>8}"
-    )
-    for length in options.lengths:
-        command = [sys.executable, *sys.argv, "--one", str(length)]
-        ran = subprocess.run(command, capture_output=True, text=True, check=True)
-        found = json.loads(ran.stdout)
-        packed = 2 * length * options.heads * options.dim * 4 / MIB
-        scores = length * length * options.heads * 4 / MIB
-        print(
-            f"{length:8} {found['workspace']:14.1f} {packed:16.1f} {scores:11.1f}"
-            f" {found['seconds'] * 1e3:8.1f}"
-        )
+    text = table(options)
+    print(text, end="")
+    if options.output:
+        options.output.write_text(text)
 
 
 if __name__ == "__main__":
