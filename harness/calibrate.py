@@ -25,7 +25,7 @@ from harness.measure.oracle import Oracle, stored
 from harness.measure.records import Failure, Measurement
 from harness.measure.run import Case, Walk
 from harness.measure.statistics import STATISTICS
-from harness.subjects.parts import TorchParts
+from harness.subjects.parts import DeployedTorchParts
 from harness.subjects.protocol import STORAGE_DTYPES, Rounding, rounding_of
 
 # The floors of a check's few thousand statistics together are exceeded in one check of a thousand.
@@ -45,7 +45,7 @@ CHAINED = ("free-running", "deployed")
 MODES = tuple(HEADROOM)
 
 
-class OrderSubject(TorchParts):
+class OrderSubject(DeployedTorchParts):
     """One evaluation order of the reference, as a subject."""
 
     def __init__(self, checkpoint: Path, dtype: str, order: Any, rounding: Rounding) -> None:
@@ -54,7 +54,9 @@ class OrderSubject(TorchParts):
         opened = Checkpoint.open(checkpoint)
         read = stored(opened.read, dtype)
         model = Reference(opened.config, read, storage=dtype, order=order)  # type: ignore[arg-type]
-        super().__init__(model, order.name, dtype)
+        super().__init__(
+            model, order.name, dtype, lambda: {name: read(name) for name in opened.names}
+        )
         self.rounding = rounding
 
 

@@ -47,9 +47,11 @@ def check_ids(ids: Array, name: str, *, vocab_size: int, max_seq_len: int) -> Ar
     return array.astype(np.int32)
 
 
-# Long enough for every head's bias to matter, short enough to be judged in seconds; ALiBi itself is
-# measured over 256 keys, and --max-tokens raises it.
+# Long enough for every head's bias to matter, short enough to be judged in seconds.
 DEFAULT_TOKENS = 128
+# One prompt is as long as the model takes, so that no layer can be wrong at a distance that nobody
+# looks at; up to here, and --max-tokens says otherwise.
+LONGEST_TOKENS = 512
 
 
 def load_cases(
@@ -84,6 +86,7 @@ def load_cases(
                 config.max_seq_len,
                 vocabulary,
                 max_tokens=max_tokens or DEFAULT_TOKENS,
+                longest=max_tokens or LONGEST_TOKENS,
             )
         else:
             prompts = load_prompts(source)
@@ -102,9 +105,7 @@ def load_cases(
         )
     if not cases:
         raise BadInput("there are no prompts", where=source or "prompts")
-    if source is None:
-        cases += _pair(cases)
-    return tuple(cases)
+    return (*cases, *_pair(cases))
 
 
 def _pair(cases: Sequence[Case]) -> list[Case]:

@@ -12,7 +12,8 @@ from typing import Any
 from harness import forecast
 from harness.checkpoint.finite import check_finite
 from harness.checkpoint.reader import Checkpoint
-from harness.diagnose.stage import Inquiry, diagnose
+from harness.diagnose.inquiry import Inquiry
+from harness.diagnose.stage import diagnose
 from harness.environment import environment
 from harness.errors import BadInput
 from harness.expectation import Plan, coverage

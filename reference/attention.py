@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from reference.config import MPTConfig
 from reference.orders import Order
 
 SCORES_AT_A_TIME = 1 << 24
+LOG2_E = math.log2(math.e)
 
 
 def attend(config: MPTConfig, order: Order, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -133,6 +135,11 @@ class _Piece:
     def _round_probabilities(self, p: Tensor) -> Tensor:
         return rounded(p, self.order) if self.order.probabilities == "storage" else p
 
+    def _exp(self, x: Tensor) -> Tensor:
+        if self.order.softmax.base == "e":
+            return torch.exp(x)
+        return torch.exp2(x * torch.tensor(LOG2_E, dtype=x.dtype, device=x.device))
+
     def _whole(self) -> Tensor:
         order = self.order
         if self._rounds_scores:
@@ -142,10 +149,10 @@ class _Piece:
         else:
             stop, floor = self.first + self.q.shape[2], float("-inf")
         scores = self._scores(0, stop, floor)
-        if order.sum.kind == "whole":
+        if order.sum.kind == "whole" and order.softmax.base == "e":
             p = torch.softmax(scores, dim=-1)
         else:
-            p = torch.exp(scores - scores.amax(dim=-1, keepdim=True))
+            p = self._exp(scores - scores.amax(dim=-1, keepdim=True))
             p = p / sum_last(p, order)
         return product(self._round_probabilities(p), self.v[:, :, :stop], order)
 
@@ -160,8 +167,8 @@ class _Piece:
             stop = min(end, start + order.softmax.block)
             scores = self._scores(start, stop, float("-inf"))
             higher = torch.maximum(maximum, scores.amax(dim=-1, keepdim=True))
-            shrink = torch.exp(maximum - higher)
-            p = torch.exp(scores - higher)
+            shrink = self._exp(maximum - higher)
+            p = self._exp(scores - higher)
             total = total * shrink + p.sum(dim=-1, keepdim=True)
             part = product(self._round_probabilities(p), self.v[:, :, start:stop], order)
             context = context * shrink + part

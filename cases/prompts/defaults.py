@@ -10,6 +10,7 @@ import numpy as np
 from cases.prompts.loader import Prompt, PromptError, load_prompts
 
 HERE = Path(__file__).resolve().parent
+FULL = "full-length"
 TEXTS = ("short", "long", "every-byte")
 
 
@@ -19,6 +20,7 @@ def default_prompts(
     tokenizer_path: Path | None = None,
     *,
     max_tokens: int = 512,
+    longest: int | None = None,
 ) -> tuple[Prompt, ...]:
     """Prompts that fit a checkpoint; the same ones every time.
 
@@ -36,7 +38,9 @@ def default_prompts(
     tokenizer_path
         A tokenizer.json, or None.
     max_tokens
-        Bound on every prompt's length.
+        Bound on every prompt's length but one's.
+    longest
+        Bound on the length of the one that fills the model; `max_tokens` if None.
 
     Returns
     -------
@@ -49,12 +53,14 @@ def default_prompts(
         When a size is not positive, or a token of the tokenizer is outside the vocabulary.
     """
     limit = min(max_seq_len, max_tokens)
-    for name, size in (("vocab_size", vocab_size), ("length", limit)):
+    full = min(max_seq_len, longest or max_tokens)
+    for name, size in (("vocab_size", vocab_size), ("length", min(limit, full))):
         if size < 1:
             raise PromptError("default prompts", name, "at least 1", str(size))
     prompts: dict[tuple[int, ...], Prompt] = {}
-    for name, ids in _by_ids(vocab_size, limit):
-        prompts.setdefault(ids[:limit], Prompt(name, ids[:limit]))
+    for name, ids in _by_ids(vocab_size, full):
+        kept = ids if name == FULL else ids[:limit]
+        prompts.setdefault(kept, Prompt(name, kept))
     for name in TEXTS if tokenizer_path else ():
         (loaded,) = load_prompts(HERE / f"{name}.txt")
         prompt = loaded.encode(tokenizer_path, vocab_size=vocab_size, max_tokens=limit)
@@ -78,4 +84,4 @@ def _by_ids(vocab_size: int, limit: int) -> Iterator[tuple[str, tuple[int, ...]]
     yield "vocabulary-ends", tuple(min(max(at, 0), last) for at in [*ends, last, last, 0, 0, last])
     # 0 and 1 are what tokenizers often use for padding; no position is to be masked for them.
     yield "padding-like", (0,) * 5 + draw(9) + (min(1, last),) * 5
-    yield "full-length", draw(limit)
+    yield FULL, draw(limit)

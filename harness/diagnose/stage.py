@@ -4,119 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from harness.checkpoint.dtypes import BY_NAME
 from harness.diagnose.deployed import LOGITS, deployed_exhibit, deployed_templates
 from harness.diagnose.exhibit import Exhibit, Witness, bias_exhibit, exhibit
+from harness.diagnose.inquiry import Diagnosis, Inquiry
 from harness.diagnose.match import Match, Scene, Template, match
+from harness.diagnose.memory import kept
 from harness.diagnose.paths import path_exhibit, path_templates
-from harness.diagnose.steps import HEALTHY, library_steps
-from harness.diagnose.weights import faulty_parameters, healthy_parameters
-from harness.judge.factors import Factors
+from harness.diagnose.templates import library_templates, storage_template
 from harness.judge.verdict import Row, judge
-from harness.localise import Divergence
-from harness.measure.oracle import Oracle, Read, flat
 from harness.measure.records import Measurement
 from harness.measure.run import Case
-from harness.measure.statistics import LARGEST, Float
+from harness.measure.statistics import Float
 from harness.measure.taps import Place
 from harness.subjects.calls import SubjectFailure
-from harness.subjects.protocol import Array
 
 _TABLE = re.compile(r"bias (\d+)x(\d+)")
-PRECISION = "precision"
 MOST_TAPS = 4
 """Taps looked at when the first one is not explained."""
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    """What a divergence looks like.
-
-    Attributes
-    ----------
-    fault
-        Name of the library's fault, or ``None``: none of these.
-    layer
-        Block of the tap, ``None`` outside the blocks.
-    layers
-        All blocks whose own tap of that name diverges.
-    tap
-        Path of the tap that was matched.
-    coefficient, uncertainty, explained
-        See ``Match``; of the named fault, or of the nearest one.
-    alike
-        Other faults that do the same here, within the noise.
-    nearest
-        The fault that explains most where none is named.
-    tried
-        Faults whose mechanism can act at that tap.
-    reason
-        Why there is no name.
-    """
-
-    fault: str | None
-    layer: int | None
-    layers: tuple[int, ...]
-    tap: str
-    coefficient: float | None
-    uncertainty: float | None
-    explained: float | None
-    alike: tuple[str, ...]
-    nearest: str | None
-    tried: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class Inquiry:
-    """What a diagnosis starts from.
-
-    Attributes
-    ----------
-    oracle, subject, cases
-        As they were judged.
-    rows, first
-        The verdict's.
-    raw
-        The checkpoint's config.json.
-    read
-        Original tensor name to array, as the checkpoint has it.
-    dumped
-        Case to taps by path, in place of a subject that runs.
-    checkpoint
-        Digest of the checkpoint; templates of one without are not remembered.
-    excluded
-        Faults that are left out of the library.
-    memory
-        Templates by place and case: leaving out another fault computes none of them again.
-    """
-
-    oracle: Oracle
-    subject: Any
-    cases: Sequence[Case]
-    rows: Sequence[Row]
-    first: Divergence
-    raw: Mapping[str, Any]
-    read: Read
-    factors: Factors
-    dumped: Mapping[str, Mapping[str, Array]] | None = None
-    checkpoint: str = ""
-    excluded: frozenset[str] = frozenset()
-    memory: dict[tuple[str, str], Any] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def config(self) -> Any:
-        """The config as the port's room parses it."""
-        from relax_impl.config import MPTConfig
-
-        return MPTConfig.from_dict(self.raw)
 
 
 def diagnose(inquiry: Inquiry, progress: Callable[[str], None] = lambda text: None) -> Diagnosis:
@@ -229,17 +137,20 @@ def _at(inquiry: Inquiry, row: Row, progress: Callable[[str], None]) -> Diagnosi
         exhibited = _exhibit(inquiry, measured)
         inquiry.memory[key] = exhibited, _remembered(inquiry, measured, exhibited)
     seen, every = inquiry.memory[key]
-    kept = [template for template in every if template.fault not in inquiry.excluded]
-    progress(f"diagnosis: {measured.place.path}: {len(kept)} templates")
+    left = [template for template in every if template.fault not in inquiry.excluded]
+    progress(f"diagnosis: {measured.place.path}: {len(left)} templates")
     mode = "deployed" if measured.mode == "deployed" else None
-    group, nearest = match(_scene(inquiry, seen, mode), kept)
+    scene = _scene(inquiry, seen, mode)
+    group, nearest = match(scene, left)
+    if not group and nearest is not None and measured.mode != "deployed":
+        group, _ = match(scene, storage_template(inquiry, seen, nearest.fault))
     if seen.part == "attend" and group:
         # The probe sees the bias of a few queries; what else the fault does shows in the context.
         group = _told_apart(inquiry, measured, group, ("attn.context",))
     elif seen.part == "block" and len({m.fault for m in group}) > 1:
         group = _told_apart(inquiry, measured, group, None) or group
     layer = 0 if measured.place.tap == "alibi" else measured.place.layer
-    return _answer(inquiry, measured.place, layer, group, nearest, len(kept))
+    return _answer(inquiry, measured.place, layer, group, nearest, len(left))
 
 
 def _answer(
@@ -279,9 +190,9 @@ def _over_a_cache(inquiry: Inquiry, progress: Callable[[str], None]) -> Diagnosi
         def make() -> Iterator[Template]:
             return path_templates(inquiry.oracle, seen, inquiry.config, inquiry.read, progress)
 
-        inquiry.memory[key] = seen, _kept(inquiry.checkpoint, at, make)
+        inquiry.memory[key] = seen, kept(inquiry.checkpoint, at, make)
     seen, every = inquiry.memory[key]
-    kept = [template for template in every if template.fault not in inquiry.excluded]
+    left = [template for template in every if template.fault not in inquiry.excluded]
     storage, factors = inquiry.oracle.storage, inquiry.factors
 
     def ratio(observed: Float, expected: Float) -> float:
@@ -291,12 +202,8 @@ def _over_a_cache(inquiry: Inquiry, progress: Callable[[str], None]) -> Diagnosi
         seen.observed, seen.golden, seen.orders, lambda expected: seen.noise, ratio,
         factors.get("deployed", storage, "gain"), factors.alpha,
     )  # fmt: skip
-    group, nearest = match(scene, kept)
-    return _answer(inquiry, place, None, group, nearest, len(kept))
-
-
-_MOST_REMEMBERED = 6
-_memory: OrderedDict[str, tuple[Template, ...]] = OrderedDict()
+    group, nearest = match(scene, left)
+    return _answer(inquiry, place, None, group, nearest, len(left))
 
 
 def _remembered(inquiry: Inquiry, measured: Measurement, seen: Exhibit) -> tuple[Template, ...]:
@@ -314,26 +221,11 @@ def _remembered(inquiry: Inquiry, measured: Measurement, seen: Exhibit) -> tuple
 
     def make() -> Iterator[Template]:
         if measured.mode != "deployed":
-            return _templates(inquiry, seen, None)
+            return library_templates(inquiry, seen)
         case = _case(inquiry, measured.prompt)
         return deployed_templates(inquiry.oracle, case, seen.golden, inquiry.config, inquiry.read)
 
-    return _kept(inquiry.checkpoint, key, make)
-
-
-def _kept(
-    checkpoint: str, key: str, make: Callable[[], Iterator[Template]]
-) -> tuple[Template, ...]:
-    """Return templates from memory, or make them; those of no checkpoint are not remembered."""
-    if key in _memory:
-        _memory.move_to_end(key)
-        return _memory[key]
-    templates = tuple(make())
-    if checkpoint:
-        _memory[key] = templates
-        while len(_memory) > _MOST_REMEMBERED:
-            _memory.popitem(last=False)
-    return templates
+    return kept(inquiry.checkpoint, key, make)
 
 
 def _why(best: Match | None, tried: int) -> str:
@@ -376,67 +268,6 @@ def _scene(inquiry: Inquiry, seen: Exhibit, mode: str | None = None) -> Scene:
     )  # fmt: skip
 
 
-def _templates(inquiry: Inquiry, seen: Exhibit, only: frozenset[str] | None) -> Iterator[Template]:
-    """Yield what every fault of the library makes of the tap, if that makes a difference."""
-    from harness.faults.library import library
-    from relax_impl.topology import topology
-
-    storage = inquiry.oracle.storage
-    steps = library_steps(seen.part, seen.tap, inquiry.config, "float32")
-    prefix = f"transformer.blocks.{seen.layer}." if seen.part == "block" else ""
-    names = tuple(n for n in steps.reads() if n not in seen.inputs and n not in ("q", "k", "v"))
-    weights = healthy_parameters(inquiry.config, prefix, names, inquiry.read, storage)
-
-    def wanted(name: str) -> bool:
-        return only is None or name in only
-
-    def run(key: str, weights: Mapping[str, Array], by: Any) -> Float:
-        if seen.probe is None:
-            return flat(by.run(key, {**seen.inputs, **weights}))
-        held = BY_NAME[storage].numpy
-        # The context is rounded as the subject rounds it: what underflows there underflows here.
-        return seen.probe(lambda q, k, v: by.run(key, {"q": q, "k": k, "v": v}).astype(held))
-
-    healthy = run(HEALTHY, weights, steps)
-    known = topology(inquiry.config)
-
-    def read(by: Any, key: str) -> Mapping[str, Array]:
-        """Return the weights with those that only the faulty function reads."""
-        extra = tuple(
-            name
-            for name in by.arguments[by.function[key]]
-            if name not in weights and prefix + name in known
-        )
-        return {
-            **weights,
-            **healthy_parameters(inquiry.config, prefix, extra, inquiry.read, storage),
-        }
-
-    def template(name: str, faulty: Float) -> Iterator[Template]:
-        if faulty.shape != seen.golden.shape:
-            return
-        expected = seen.golden + (faulty - healthy)
-        expected[np.abs(expected) > LARGEST[storage]] = np.inf
-        if not np.array_equal(expected, seen.golden):
-            yield Template(name, expected)
-
-    for fault in library().values():
-        if fault.equivalent or not wanted(fault.name):
-            continue
-        if steps.differs(fault.name):
-            yield from template(fault.name, run(fault.name, read(steps, fault.name), steps))
-        if fault.area == PRECISION and fault.operations is not None and storage != "float32":
-            narrow = library_steps(seen.part, seen.tap, inquiry.config, storage, PRECISION)
-            if narrow.differs(fault.name):
-                yield Template(fault.name, run(fault.name, read(narrow, fault.name), narrow))
-    if names:
-        layer = seen.layer if seen.part == "block" else None
-        mapped = faulty_parameters(inquiry.config, layer, names, weights, inquiry.read, storage)
-        for name, arrays in mapped:
-            if wanted(name):
-                yield from template(name, run(HEALTHY, arrays, steps))
-
-
 def _told_apart(
     inquiry: Inquiry,
     measured: Measurement,
@@ -464,7 +295,7 @@ def _told_apart(
         seen = exhibit(witness, Place(layer, tap))
         scene = _scene(inquiry, seen)
         predicted: dict[str, list[Float]] = {name: [] for name in names}
-        for template in _templates(inquiry, seen, names):
+        for template in library_templates(inquiry, seen, names):
             predicted[template.fault].append(template.expected)
         if not any(predicted.values()):
             continue
@@ -472,8 +303,8 @@ def _told_apart(
             # A fault without a template here leaves the tap as it should be.
             ratio, rest = min(_fit(scene, expected) for expected in several or [seen.golden])
             worst[name], left[name] = max(worst[name], ratio), left[name] + rest
-    kept = [m for m in group if worst[m.fault] <= 1.0]
-    return tuple(sorted(kept, key=lambda m: (left[m.fault], m.left)))
+    fitting = [m for m in group if worst[m.fault] <= 1.0]
+    return tuple(sorted(fitting, key=lambda m: (left[m.fault], m.left)))
 
 
 def _fit(scene: Scene, expected: Float) -> tuple[float, float]:

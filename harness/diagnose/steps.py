@@ -54,12 +54,15 @@ class Steps:
         Variant to the function that computes it; variants equal to the healthy one share its.
     arguments
         Function to the names of what it reads, in order: taps and parameters.
+    sizes
+        Function to the shapes of all that it is given, ``None`` for a size of any value.
     """
 
     machine: Any
     dtype: str
     function: Mapping[str, str]
     arguments: Mapping[str, tuple[str, ...]]
+    sizes: Mapping[str, Mapping[str, tuple[int | None, ...]]]
 
     def differs(self, key: str) -> bool:
         """Return whether a variant computes this tap at all, and by another graph."""
@@ -68,6 +71,23 @@ class Steps:
     def reads(self) -> tuple[str, ...]:
         """Return what the healthy function reads."""
         return self.arguments[self.function[HEALTHY]]
+
+    def takes(self, key: str, values: Mapping[str, Array]) -> bool:
+        """Return whether the values have the shapes that a variant reads.
+
+        One that takes the config for another may want weights of other sizes than there are.
+        """
+        name = self.function[key]
+        return all(
+            len(values[argument].shape) == len(self.sizes[name][argument])
+            and all(
+                size in (None, found)
+                for size, found in zip(
+                    self.sizes[name][argument], values[argument].shape, strict=True
+                )
+            )
+            for argument in self.arguments[name]
+        )
 
     def run(self, key: str, values: Mapping[str, Array]) -> Array:
         """Return the tap as a variant computes it.
@@ -101,6 +121,7 @@ class _Writer:
         self.part, self.tap, self.dtype = part, tap, dtype
         self.builder = relax.BlockBuilder()
         self.names: dict[str, tuple[str, ...]] = {}
+        self.sizes: dict[str, dict[str, tuple[int | None, ...]]] = {}
 
     def add(self, name: str, variant: Variant) -> bool:
         """Add a function; return whether the variant has this tap.
@@ -141,6 +162,10 @@ class _Writer:
                 value = builder.emit_output(emit(inputs, self.tap)._expr)
             builder.emit_func_output(value)
         self.names[name] = (*inputs, *parameters)
+        self.sizes[name] = {
+            key: tuple(int(n) if isinstance(n, (int, tirx.IntImm)) else None for n in given.shape)
+            for key, given in {**inputs, **parameters}.items()
+        }
 
 
 def _arguments(part: PartName, variant: Variant, dtype: str, tensor: Any) -> tuple[Any, Any, Any]:
@@ -249,7 +274,7 @@ def write_steps(
     arguments = {}
     for name in sorted(kept):
         module[name], arguments[name] = _pruned(module[name], writer.names[name])
-    return Steps(_machine(module, resolve("llvm")), dtype, function, arguments)
+    return Steps(_machine(module, resolve("llvm")), dtype, function, arguments, writer.sizes)
 
 
 def _pruned(function: Any, names: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
@@ -296,7 +321,13 @@ def _machine(module: Any, target: Any) -> Any:
 
 @lru_cache(maxsize=64)
 def library_steps(
-    part: PartName, tap: str, config: Any, dtype: str, area: str | None = None
+    part: PartName,
+    tap: str,
+    config: Any,
+    dtype: str,
+    *,
+    area: str | None = None,
+    only: str | None = None,
 ) -> Steps:
     """Return the functions of one tap for the faults of the library on one config.
 
@@ -308,6 +339,8 @@ def library_steps(
         In which they compute.
     area
         Leave out the faults of all other areas.
+    only
+        Leave out all other faults.
     """
     from harness.faults.library import library
     from relax_impl.operations import PLAIN
@@ -318,7 +351,7 @@ def library_steps(
             continue
         if fault.operations is None and fault.config is None:
             continue
-        if area not in (None, fault.area):
+        if area not in (None, fault.area) or only not in (None, fault.name):
             continue
         try:
             changed = fault.config(config) if fault.config else config

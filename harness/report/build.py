@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from harness.diagnose.stage import Diagnosis
+from harness.diagnose.inquiry import Diagnosis
 from harness.judge.coverage import Axis
 from harness.judge.verdict import Row
 from harness.localise import Divergence

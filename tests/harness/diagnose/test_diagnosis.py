@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from cases.synthetic import make_checkpoint
-from harness.diagnose.stage import Diagnosis, diagnose
+from harness.diagnose.inquiry import Diagnosis
+from harness.diagnose.stage import diagnose
 from harness.pipeline import Evidence, Request, check
 
 
@@ -94,8 +95,8 @@ def test_a_failure_of_the_diagnosis_does_not_hide_the_verdict(
         raise RuntimeError("no compiler")
 
     # Templates that an earlier check has made would be found.
-    monkeypatch.setattr("harness.diagnose.stage._memory", OrderedDict())
-    monkeypatch.setattr("harness.diagnose.stage.library_steps", broken)
+    monkeypatch.setattr("harness.diagnose.memory._memory", OrderedDict())
+    monkeypatch.setattr("harness.diagnose.templates.library_steps", broken)
     outcome = conform("check", checkpoint, "--prompts", ids, "--fault", "gelu-tanh@1", "--diagnose")
     assert outcome.code == 1
     assert outcome.first["tap"] == "transformer.blocks.1.ffn.act"
