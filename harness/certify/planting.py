@@ -12,10 +12,12 @@ import numpy as np
 
 from harness.certify.observe import Observation, observe, remember
 from harness.certify.results import FaultRun
+from harness.diagnose.inquiry import Inquiry
 from harness.diagnose.stage import diagnose
 from harness.faults.library import STRENGTHS, library
 from harness.faults.model import Fault, Planted
 from harness.pipeline import SHIPPED, Evidence, Request, check
+from harness.report.record import DiagnosisRecord
 
 LENGTH = 96
 """Tokens of the first prompt; what survives is checked again with the shipped ones."""
@@ -120,10 +122,21 @@ def _turn_to(exposure: str) -> None:
 _remembered: list[str] = []
 
 
+def _held_out(inquiry: Inquiry, fault: str, found: DiagnosisRecord | None) -> str | None:
+    """Name a fault that the library does not have, nor one that does the same here.
+
+    Another strength of its mechanism would be the right answer, and so would a twin: what cannot be
+    told from it by anything that the subject computed.
+    """
+    names = frozenset({found.fault, *found.alike}) if found and found.fault else frozenset()
+    twins = names if fault in names else frozenset()
+    return diagnose(replace(inquiry, excluded=mechanism(fault) | twins)).fault
+
+
 def _one(planted: Planted, dtype: str, target: str, prompts: str | None) -> FaultRun:
     fault = planted.fault
     started = time.perf_counter()
-    seen: list[tuple[Observation, str | None]] = []
+    seen: list[tuple[Observation, Inquiry | None]] = []
     request = Request(
         checkpoint=checkpoint_of(fault.exposure),
         prompts=prompts,
@@ -133,11 +146,7 @@ def _one(planted: Planted, dtype: str, target: str, prompts: str | None) -> Faul
     )
 
     def keep(evidence: Evidence) -> None:
-        held_out = None
-        if evidence.inquiry is not None and not fault.equivalent:
-            without = replace(evidence.inquiry, excluded=mechanism(fault.name))
-            held_out = diagnose(without).fault
-        seen.append((observe(evidence), held_out))
+        seen.append((observe(evidence), evidence.inquiry))
 
     blank = FaultRun(
         fault=fault.name,
@@ -159,7 +168,7 @@ def _one(planted: Planted, dtype: str, target: str, prompts: str | None) -> Faul
         # One broken fault must not end a campaign of hundreds; it counts as missed.
         spent = time.perf_counter() - started
         return replace(blank, seconds=spent, detail=f"{type(error).__name__}: {error}")
-    observation, held_out = seen[0] if seen else (Observation(None, {}, {}), None)
+    observation, inquiry = seen[0] if seen else (Observation(None, {}, {}), None)
     first, found = report.first_divergence, report.diagnosis
     return replace(
         blank,
@@ -172,7 +181,9 @@ def _one(planted: Planted, dtype: str, target: str, prompts: str | None) -> Faul
         ratios=observation.ratios,
         named=found.fault if found else None,
         alike=found.alike if found else (),
-        held_out=held_out,
+        held_out=_held_out(inquiry, fault.name, found)
+        if inquiry and not fault.equivalent
+        else None,
         rules=observation.rules,
         seconds=time.perf_counter() - started,
         detail=(first.reason if first else "") or report.reason,

@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from harness.diagnose.crosscheck import borne_out, told_apart
 from harness.diagnose.deployed import LOGITS, deployed_exhibit, deployed_templates
-from harness.diagnose.exhibit import Exhibit, Witness, bias_exhibit, exhibit
+from harness.diagnose.exhibit import Exhibit, bias_exhibit, exhibit
 from harness.diagnose.inquiry import Diagnosis, Inquiry
 from harness.diagnose.match import Match, Scene, Template, match
 from harness.diagnose.memory import kept
 from harness.diagnose.paths import path_exhibit, path_templates
+from harness.diagnose.scene import case_of, scene_of, witness_of
 from harness.diagnose.templates import library_templates, storage_template
 from harness.judge.verdict import Row, judge
 from harness.measure.records import Measurement
-from harness.measure.run import Case
 from harness.measure.statistics import Float
 from harness.measure.taps import Place
 from harness.subjects.calls import SubjectFailure
@@ -140,15 +141,17 @@ def _at(inquiry: Inquiry, row: Row, progress: Callable[[str], None]) -> Diagnosi
     left = [template for template in every if template.fault not in inquiry.excluded]
     progress(f"diagnosis: {measured.place.path}: {len(left)} templates")
     mode = "deployed" if measured.mode == "deployed" else None
-    scene = _scene(inquiry, seen, mode)
+    scene = scene_of(inquiry, seen, mode)
     group, nearest = match(scene, left)
     if not group and nearest is not None and measured.mode != "deployed":
         group, _ = match(scene, storage_template(inquiry, seen, nearest.fault))
     if seen.part == "attend" and group:
         # The probe sees the bias of a few queries; what else the fault does shows in the context.
-        group = _told_apart(inquiry, measured, group, ("attn.context",))
-    elif seen.part == "block" and len({m.fault for m in group}) > 1:
-        group = _told_apart(inquiry, measured, group, None) or group
+        group = told_apart(inquiry, measured, group, ("attn.context",))
+    elif seen.part == "block":
+        if len({m.fault for m in group}) > 1:
+            group = told_apart(inquiry, measured, group, None) or group
+        group = tuple(m for m in group if borne_out(inquiry, measured, m.fault))
     layer = 0 if measured.place.tap == "alibi" else measured.place.layer
     return _answer(inquiry, measured.place, layer, group, nearest, len(left))
 
@@ -222,7 +225,7 @@ def _remembered(inquiry: Inquiry, measured: Measurement, seen: Exhibit) -> tuple
     def make() -> Iterator[Template]:
         if measured.mode != "deployed":
             return library_templates(inquiry, seen)
-        case = _case(inquiry, measured.prompt)
+        case = case_of(inquiry, measured.prompt)
         return deployed_templates(inquiry.oracle, case, seen.golden, inquiry.config, inquiry.read)
 
     return kept(inquiry.checkpoint, key, make)
@@ -240,78 +243,6 @@ def _exhibit(inquiry: Inquiry, measured: Measurement) -> Exhibit:
         assert table is not None, measured.prompt
         return bias_exhibit(inquiry.oracle, inquiry.subject, int(table[1]), int(table[2]))
     if measured.mode == "deployed":
-        case = _case(inquiry, measured.prompt)
+        case = case_of(inquiry, measured.prompt)
         return deployed_exhibit(inquiry.oracle, inquiry.subject, case)
-    return exhibit(_witness(inquiry, measured.prompt), measured.place)
-
-
-def _case(inquiry: Inquiry, prompt: str) -> Case:
-    return next(case for case in inquiry.cases if case.name == prompt)
-
-
-def _witness(inquiry: Inquiry, prompt: str) -> Witness:
-    case = _case(inquiry, prompt)
-    dumped = inquiry.dumped[prompt] if inquiry.dumped is not None else None
-    return Witness(inquiry.oracle, inquiry.subject, case, dumped)
-
-
-def _scene(inquiry: Inquiry, seen: Exhibit, mode: str | None = None) -> Scene:
-    storage, factors = inquiry.oracle.storage, inquiry.factors
-    mode = mode or ("alibi" if seen.part == "attend" else "local")
-
-    def ratio(observed: Float, expected: Float) -> float:
-        return judge(seen.measure(observed, expected), storage, factors).ratio
-
-    return Scene(
-        seen.observed, seen.golden, seen.orders, seen.noise, ratio,
-        factors.get(mode, storage, "gain"), factors.alpha,
-    )  # fmt: skip
-
-
-def _told_apart(
-    inquiry: Inquiry,
-    measured: Measurement,
-    group: tuple[Match, ...],
-    taps: Sequence[str] | None,
-) -> tuple[Match, ...]:
-    """Return those of a group that also predict other taps of the block; all of them if ``None``.
-
-    A fault that acts at one tap alone leaves the others as they should be; one that acts at several
-    shows at all of them.
-    """
-    from harness.measure.taps import block_widths
-
-    names = frozenset(m.fault for m in group)
-    left = {m.fault: 0.0 for m in group}
-    worst = {m.fault: m.ratio for m in group}
-    prompt, layer = measured.prompt, measured.place.layer
-    if measured.place.tap == "alibi":
-        # The probe has no case of its own; the bias acts in every block.
-        prompt, layer = max(inquiry.cases, key=lambda case: case.ids.shape[1]).name, 0
-    witness = _witness(inquiry, prompt)
-    for tap in taps or block_widths(inquiry.oracle.config):
-        if tap == measured.place.tap:
-            continue
-        seen = exhibit(witness, Place(layer, tap))
-        scene = _scene(inquiry, seen)
-        predicted: dict[str, list[Float]] = {name: [] for name in names}
-        for template in library_templates(inquiry, seen, names):
-            predicted[template.fault].append(template.expected)
-        if not any(predicted.values()):
-            continue
-        for name, several in predicted.items():
-            # A fault without a template here leaves the tap as it should be.
-            ratio, rest = min(_fit(scene, expected) for expected in several or [seen.golden])
-            worst[name], left[name] = max(worst[name], ratio), left[name] + rest
-    fitting = [m for m in group if worst[m.fault] <= 1.0]
-    return tuple(sorted(fitting, key=lambda m: (left[m.fault], m.left)))
-
-
-def _fit(scene: Scene, expected: Float) -> tuple[float, float]:
-    """Return how far the observed is from a template, over the limits and as a squared error."""
-    beyond = ~np.isfinite(scene.observed) & ~np.isfinite(expected)
-    seen, wanted = (np.where(beyond, scene.golden, a) for a in (scene.observed, expected))
-    ratio = scene.ratio(seen, wanted)
-    if not np.isfinite(ratio):
-        return np.inf, np.inf
-    return ratio, float(np.square((seen - wanted) / scene.noise(scene.golden)).sum())
+    return exhibit(witness_of(inquiry, measured.prompt), measured.place)

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,7 +47,7 @@ class Steps:
     Attributes
     ----------
     machine
-        Runs them.
+        Compiles what runs them, or finds it compiled, when it is first asked for.
     dtype
         In which they compute.
     function
@@ -58,7 +58,7 @@ class Steps:
         Function to the shapes of all that it is given, ``None`` for a size of any value.
     """
 
-    machine: Any
+    machine: Callable[[], Any]
     dtype: str
     function: Mapping[str, str]
     arguments: Mapping[str, tuple[str, ...]]
@@ -109,7 +109,7 @@ class Steps:
             with np.errstate(over="ignore"):
                 array = np.ascontiguousarray(np.asarray(values[argument]).astype(wanted))
             arguments.append(tvm.runtime.tensor(array))
-        return np.asarray(self.machine[name](*arguments).numpy())
+        return np.asarray(self.machine()[name](*arguments).numpy())
 
 
 class _Writer:
@@ -233,7 +233,7 @@ def _arguments(part: PartName, variant: Variant, dtype: str, tensor: Any) -> tup
 def write_steps(
     part: PartName, tap: str, variants: Sequence[Variant], dtype: str = "float32"
 ) -> Steps:
-    """Compile the functions of one tap, or find them compiled.
+    """Write the functions of one tap.
 
     Parameters
     ----------
@@ -274,7 +274,8 @@ def write_steps(
     arguments = {}
     for name in sorted(kept):
         module[name], arguments[name] = _pruned(module[name], writer.names[name])
-    return Steps(_machine(module, resolve("llvm")), dtype, function, arguments, writer.sizes)
+    machine = cache(lambda: _machine(module, resolve("llvm")))
+    return Steps(machine, dtype, function, arguments, writer.sizes)
 
 
 def _pruned(function: Any, names: Sequence[str]) -> tuple[Any, tuple[str, ...]]:
@@ -319,7 +320,7 @@ def _machine(module: Any, target: Any) -> Any:
     return relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def library_steps(
     part: PartName,
     tap: str,
@@ -327,7 +328,7 @@ def library_steps(
     dtype: str,
     *,
     area: str | None = None,
-    only: str | None = None,
+    only: frozenset[str] | None = None,
 ) -> Steps:
     """Return the functions of one tap for the faults of the library on one config.
 
@@ -340,7 +341,7 @@ def library_steps(
     area
         Leave out the faults of all other areas.
     only
-        Leave out all other faults.
+        Leave out the faults of all other names.
     """
     from harness.faults.library import library
     from relax_impl.operations import PLAIN
@@ -351,7 +352,7 @@ def library_steps(
             continue
         if fault.operations is None and fault.config is None:
             continue
-        if area not in (None, fault.area) or only not in (None, fault.name):
+        if area not in (None, fault.area) or (only is not None and fault.name not in only):
             continue
         try:
             changed = fault.config(config) if fault.config else config

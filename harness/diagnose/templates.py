@@ -20,14 +20,13 @@ PRECISION = "precision"
 
 
 class _Stage:
-    """Runs functions of a tap on the subject's own inputs and the checkpoint's weights."""
+    """Gives the functions of a part their weights, as the checkpoint has them."""
 
-    def __init__(self, inquiry: Inquiry, seen: Exhibit) -> None:
+    def __init__(self, inquiry: Inquiry, prefix: str) -> None:
         from relax_impl.topology import topology
 
-        self.inquiry, self.seen = inquiry, seen
+        self.inquiry, self.prefix = inquiry, prefix
         self.storage = inquiry.oracle.storage
-        self.prefix = f"transformer.blocks.{seen.layer}." if seen.part == "block" else ""
         self.known = topology(inquiry.config)
 
     def names(self, steps: Steps, key: str) -> tuple[str, ...]:
@@ -39,6 +38,15 @@ class _Stage:
     def weights(self, names: tuple[str, ...]) -> Mapping[str, Array]:
         inquiry = self.inquiry
         return healthy_parameters(inquiry.config, self.prefix, names, inquiry.read, self.storage)
+
+
+class _Tap(_Stage):
+    """Runs functions of a tap on the subject's own inputs."""
+
+    def __init__(self, inquiry: Inquiry, seen: Exhibit) -> None:
+        prefix = f"transformer.blocks.{seen.layer}." if seen.part == "block" else ""
+        super().__init__(inquiry, prefix)
+        self.seen = seen
 
     def run(self, steps: Steps, key: str, weights: Mapping[str, Array]) -> Float:
         seen = self.seen
@@ -78,9 +86,9 @@ def library_templates(
     """
     from harness.faults.library import library
 
-    stage = _Stage(inquiry, seen)
+    stage = _Tap(inquiry, seen)
     storage = stage.storage
-    steps = library_steps(seen.part, seen.tap, inquiry.config, "float32")
+    steps = library_steps(seen.part, seen.tap, inquiry.config, "float32", only=only)
     names = stage.names(steps, HEALTHY)
     weights = stage.weights(names)
     healthy = stage.run(steps, HEALTHY, weights)
@@ -102,15 +110,16 @@ def library_templates(
         if steps.differs(fault.name):
             yield from template(fault.name, stage.planted(steps, fault.name))
         if fault.area == PRECISION and fault.operations is not None and storage != "float32":
-            narrow = library_steps(seen.part, seen.tap, inquiry.config, storage, area=PRECISION)
+            narrow = library_steps(
+                seen.part, seen.tap, inquiry.config, storage, area=PRECISION, only=only
+            )
             if narrow.differs(fault.name):
                 yield from stage.as_it_is(narrow, fault.name)
     if names:
         layer = seen.layer if seen.part == "block" else None
-        mapped = faulty_parameters(inquiry.config, layer, names, weights, inquiry.read, storage)
-        for name, arrays in mapped:
-            if wanted(name):
-                yield from template(name, stage.run(steps, HEALTHY, arrays))
+        given = (inquiry.config, layer, names, weights, inquiry.read, storage)
+        for name, arrays in faulty_parameters(*given, only=only):
+            yield from template(name, stage.run(steps, HEALTHY, arrays))
 
 
 def storage_template(inquiry: Inquiry, seen: Exhibit, fault: str) -> tuple[Template, ...]:
@@ -126,7 +135,19 @@ def storage_template(inquiry: Inquiry, seen: Exhibit, fault: str) -> tuple[Templ
     storage = inquiry.oracle.storage
     if storage == "float32" or seen.probe is not None:
         return ()
-    narrow = library_steps(seen.part, seen.tap, inquiry.config, storage, only=fault)
+    narrow = library_steps(seen.part, seen.tap, inquiry.config, storage, only=frozenset({fault}))
     if not narrow.differs(fault):
         return ()
-    return tuple(_Stage(inquiry, seen).as_it_is(narrow, fault))
+    return tuple(_Tap(inquiry, seen).as_it_is(narrow, fault))
+
+
+def acts(inquiry: Inquiry, layer: int, tap: str, fault: str) -> bool:
+    """Return whether a fault changes the function of a block's tap, or the weights it reads."""
+    one = frozenset({fault})
+    steps = library_steps("block", tap, inquiry.config, "float32", only=one)
+    if steps.differs(fault):
+        return True
+    stage = _Stage(inquiry, f"transformer.blocks.{layer}.")
+    names = stage.names(steps, HEALTHY)
+    given = (inquiry.config, layer, names, stage.weights(names), inquiry.read, stage.storage)
+    return any(True for _ in faulty_parameters(*given, only=one))

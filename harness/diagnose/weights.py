@@ -30,6 +30,8 @@ def faulty_parameters(
     healthy: Mapping[str, Array],
     read: Read,
     dtype: str,
+    *,
+    only: frozenset[str] | None = None,
 ) -> Iterator[tuple[str, dict[str, Array]]]:
     """Yield every fault of the mapper that reaches these parameters, with what it makes of them.
 
@@ -47,6 +49,8 @@ def faulty_parameters(
         Original tensor name to array.
     dtype
         Storage dtype.
+    only
+        Names of the faults that are asked for; all of them if ``None``.
     """
     from harness.faults.library import library
     from relax_impl.loader import apply, mapping
@@ -55,7 +59,11 @@ def faulty_parameters(
     prefix = "" if layer is None else f"transformer.blocks.{layer}."
     full = [prefix + name for name in names]
     for fault in library().values():
-        if fault.weights is None or fault.equivalent:
+        if (
+            fault.weights is None
+            or fault.equivalent
+            or (only is not None and fault.name not in only)
+        ):
             continue
         confined = range(config.n_layers) if fault.per_layer and layer is not None else ()
         seen: set[tuple[Any, ...]] = set()
