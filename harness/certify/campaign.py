@@ -18,6 +18,10 @@ from harness.judge import factors as judge_factors
 
 _RUNS = ("healthy.py", "observe.py", "planting.py")
 """What of this package decides a result; the rest only counts and draws."""
+_ASIDE = {"report", "shrink", "generate", "ledger", "gate", "dashboard", "templates", "__pycache__"}
+"""Rooms that no verdict hangs on."""
+_DOORS = {"cli.py", "pytest_plugin.py"}
+"""What of the engine only takes words and gives them back."""
 PIECE = 4
 """Faults of one exposure that a process checks in a row: they share golden and orders."""
 
@@ -42,14 +46,18 @@ class Plan:
     target: str
 
 
-def stamp() -> str:
-    """Return a digest of all that a result depends on: factors, engine, port and cases."""
+def stamp(target: str) -> str:
+    """Return a digest of all that a result on a target depends on: factors, engine, port, cases."""
     root = Path(__file__).parent.parent.parent
     digest = hashlib.sha256()
     for room in ("cases", "harness", "reference", "relax_impl"):
         for path in sorted((root / room).rglob("*")):
-            skipped = {"report", "shrink", "__pycache__"} & set(path.parts)
+            skipped = _ASIDE & set(path.parts)
             skipped |= {"certify"} & set(path.parts) if path.name not in _RUNS else set()
+            if path.parent.name == "harness":
+                skipped |= _DOORS & {path.name}
+            if target == "llvm" and "kernels" in path.parts:
+                skipped |= {"cuda"} & set(path.parts)
             if path.suffix in (".py", ".json") and not skipped:
                 digest.update(str(path.relative_to(root)).encode())
                 digest.update(path.read_bytes())

@@ -78,7 +78,7 @@ def make_certificate(
         options.dtype,
         options.target,
     )
-    mark = stamp()
+    mark = stamp(options.target)
     runs = run(plan, Record(options.record, mark), progress, options.processes)
     certificate = certify(
         runs,

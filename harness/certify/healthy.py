@@ -96,8 +96,6 @@ def healthy(seed: int | None, target: str) -> list[HealthyRun]:
     """Judge every healthy subject on the checkpoint of one seed, or on the trained one."""
     from cases.synthetic import make_checkpoint
 
-    forget = remember()
-    forget()
     if seed is None:
         return list(_judged(TRAINED, SHIPPED, None, target, np.random.default_rng(FIRST_SEED)))
     raw = certified_config(np.random.default_rng(FIRST_SEED + (seed - FIRST_SEED) % CONFIGS))
@@ -115,7 +113,10 @@ def healthy(seed: int | None, target: str) -> list[HealthyRun]:
 def _judged(
     weights: str, path: Path, prompts: Path | None, target: str, rng: np.random.Generator
 ) -> Iterator[HealthyRun]:
+    forget = remember()
     for dtype in STORAGE_DTYPES:
+        # No dtype asks what another one asked.
+        forget()
         for subject in subjects(path, dtype, target, rng):
             yield _one(weights, path, prompts, dtype, subject)
 

@@ -142,7 +142,11 @@ class Record:
             self.runs = {run.key: run for run in self._read(path) if run.verdict != "error"}
 
     def _read(self, path: Path) -> Iterable[Run]:
-        for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            lines = path.read_bytes().splitlines()
+        except OSError as error:
+            raise BadInput(f"cannot be read: {error.strerror}", where=str(path)) from error
+        for number, line in enumerate(lines, 1):
             try:
                 entry: dict[str, Any] = msgspec.json.decode(line)
                 if entry["stamp"] == self._stamp:

@@ -320,7 +320,7 @@ def _machine(module: Any, target: Any) -> Any:
     return relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def library_steps(
     part: PartName,
     tap: str,

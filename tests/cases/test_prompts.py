@@ -180,6 +180,13 @@ def test_default_prompts_with_a_tokenizer() -> None:
         default_prompts(300, 512, TOKENIZER)
 
 
+def test_one_prompt_is_longer_than_the_others() -> None:
+    prompts = default_prompts(1024, 512, TOKENIZER, max_tokens=40, longest=300)
+    lengths = {prompt.name: len(prompt.ids or ()) for prompt in prompts}
+    assert lengths.pop("full-length") == 300
+    assert max(lengths.values()) == 40
+
+
 @pytest.mark.parametrize(("vocabulary", "longest"), [(0, 4), (4, 0)])
 def test_default_prompts_of_nothing(vocabulary: int, longest: int) -> None:
     with pytest.raises(PromptError, match="at least 1"):
