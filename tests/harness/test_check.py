@@ -66,7 +66,7 @@ def test_every_implementation_conforms_in_every_precision(
     # Expected is what the config says, counted here by other means.
     assert report["compared"]["tensors"]["expected"] == 1 + 6 * 2 + 1
     assert report["compared"]["layers"]["expected"] == 2
-    assert report["compared"]["positions"]["expected"] == 2 * 19
+    assert report["compared"]["positions"]["expected"] == 2 * 19 + 2 * 19
     assert report["compared"]["taps"]["expected"] == 2 + 2 * 10 + 2
 
     config = MPTConfig.from_dict(config_of())
@@ -121,8 +121,8 @@ def test_the_record_says_what_a_verdict_depends_on(
     assert report["failures"] == []
     assert all(tensor["arrived"] for tensor in report["tensors"])
     assert len(report["tensors"]) == 14
-    # Two rows of one file are two cases.
-    assert [row["positions"] for row in report["logits"]] == [19, 19]
+    # Two rows of one file are two cases, and a batch of both.
+    assert [row["positions"] for row in report["logits"]] == [19, 19, 38]
     assert report["seconds"] > 0
 
 

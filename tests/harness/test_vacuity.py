@@ -131,10 +131,10 @@ def test_a_subject_that_repeats_its_first_answer_diverges(
 ) -> None:
     def load(checkpoint: Path, *, dtype: str, target: str) -> Any:
         healthy = load_torch(checkpoint, dtype=dtype, target=target)
-        kept: dict[int, Array] = {}
+        kept: dict[tuple[int, ...], Array] = {}
 
         def forward(input_ids: Array, lengths: Any = None) -> Array:
-            return kept.setdefault(input_ids.shape[1], healthy.forward(input_ids))
+            return kept.setdefault(input_ids.shape, healthy.forward(input_ids))
 
         return SimpleNamespace(name="stale", dtype=dtype, forward=forward)
 

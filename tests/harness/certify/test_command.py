@@ -63,7 +63,7 @@ def test_results_belong_to_factors_and_sources(
 ) -> None:
     from harness.judge import factors
 
-    assert stamp() == stamp()
+    assert stamp("llvm") == stamp("llvm") != stamp("cuda")
     before = factors_digest()
     (tmp_path / "factors.json").write_bytes(b"{}")
     monkeypatch.setattr(factors, "__file__", str(tmp_path / "factors.py"))

@@ -64,8 +64,9 @@ def test_a_dump_holds_every_tap_of_every_case(dumped, config):
     tensors, metadata = contents(dumped)
     parsed = parse_config(config, "config")
     paths = {place.path for place in places(parsed)}
-    expected = {f"p.0/{path}" for path in paths} | {f"p.1/{path}" for path in paths - {"alibi"}}
-    expected |= {f"{case}/{key}" for case in ("p.0", "p.1") for key in ("input_ids", "forward")}
+    cases = ("p.0", "p.1", "batch of two")
+    expected = {f"{case}/{path}" for case in cases for path in paths - {"alibi"}} | {"p.0/alibi"}
+    expected |= {f"{case}/{key}" for case in cases for key in ("input_ids", "forward")}
     assert set(tensors) == expected
     assert metadata["subject"] == "relax-llvm"
     assert metadata["dtype"] == "float16"
@@ -78,7 +79,7 @@ def test_the_storage_dtype_stays(command, small, prompts, tmp_path):
     path = tmp_path / "bf.safetensors"
     ran = command("trace", small, "-o", path, "--prompts", prompts, "--dtype", "bfloat16")
     assert ran.code == 0, ran.err
-    assert re.fullmatch(re.escape(str(path)) + r": 51 tensors\n", ran.out)
+    assert re.fullmatch(re.escape(str(path)) + r": 76 tensors\n", ran.out)
     tensors, _ = contents(path)
     assert tensors["p.0/transformer.blocks.0.output"].dtype == torch.bfloat16
     ran, record = judged(command, small, path, tmp_path, "--dtype", "bfloat16")

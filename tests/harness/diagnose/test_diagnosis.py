@@ -91,7 +91,7 @@ def test_the_command_line_names_it_in_words_and_in_the_record(
 def test_a_failure_of_the_diagnosis_does_not_hide_the_verdict(
     conform: Callable[..., Any], checkpoint: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*arguments: object) -> None:
+    def broken(*arguments: object, **more: object) -> None:
         raise RuntimeError("no compiler")
 
     # Templates that an earlier check has made would be found.
