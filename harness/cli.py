@@ -127,6 +127,7 @@ def check(
 
     from harness.pipeline import SHIPPED, Request
     from harness.pipeline import check as run
+    from harness.report.evidence import with_evidence
     from harness.report.files import require_writable, to_json, write_whole
     from harness.report.terminal import render
 
@@ -150,6 +151,7 @@ def check(
         report = run(request, progress) if ledger is None else _recorded(ledger, request, progress)
     finally:
         progress.stop()
+    report = with_evidence(report)
     if json is not None:
         write_whole(json, to_json(report))
     if html is not None:

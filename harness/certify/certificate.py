@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -398,3 +400,8 @@ def fallen(before: Certificate, now: Certificate) -> tuple[str, ...]:
             if new.percent < old.percent:
                 worse.append(f"{name}: {new.percent:.1f} %, was {old.percent:.1f} %")
     return tuple(worse)
+
+
+def committed(target: str = "llvm") -> Path:
+    """Where the certificate of a target that came with the package lies."""
+    return Path(str(resources.files("harness.certify").joinpath(f"certificate-{target}.json")))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -116,11 +115,6 @@ def _previous(options: Options) -> Certificate | None:
         raise BadInput(f"cannot be read: {error.strerror}", where=str(options.against)) from error
     except msgspec.MsgspecError as error:
         raise BadInput(f"is no certificate: {error}", where=str(options.against)) from error
-
-
-def committed(target: str = "llvm") -> Path:
-    """Where the certificate of a target that came with the package lies."""
-    return Path(str(resources.files("harness.certify").joinpath(f"certificate-{target}.json")))
 
 
 def split(values: Sequence[str] | None) -> tuple[str, ...]:

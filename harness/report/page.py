@@ -9,6 +9,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
+from harness.report.evidence import evidence_line
 from harness.report.naming import diagnosis_lines
 from harness.report.record import Report, TapRecord
 from harness.report.terminal import headline, number, place
@@ -60,6 +61,7 @@ def page(report: Report) -> str:
             maps=[*_block_maps(report.taps), *_end_maps(report.taps)],
             lost=[tensor for tensor in report.tensors if not tensor.arrived],
             shades=_legend(),
+            evidence=evidence_line(report),
         )
     )
 

@@ -163,6 +163,25 @@ class CheckpointRecord:
 
 
 @dataclass(frozen=True)
+class EvidenceRecord:
+    """The figures of the certificate of the gate that gave the verdict.
+
+    ``current`` says that it was measured with the factors in force; ``at_most`` bounds the share of
+    healthy checkpoints that are flagged, at 95 % confidence.
+    """
+
+    certificate: str
+    target: str
+    dtype: str
+    current: bool
+    planted: int
+    caught: int
+    healthy: int
+    flagged: int
+    at_most: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """One check from end to end."""
 
@@ -182,3 +201,4 @@ class Report:
     environment: Mapping[str, str]
     seconds: float
     reproduce: str
+    evidence: EvidenceRecord | None = None

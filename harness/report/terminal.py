@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from harness.report.evidence import evidence_line
 from harness.report.naming import diagnosis_lines
 from harness.report.record import DivergenceRecord, Report, TapRecord
 
@@ -70,6 +71,7 @@ def render(report: Report, console: Console) -> None:
         console.print(_worst(report.taps))
     _logits(report, console)
     _compared(report, console)
+    console.print(f"  {evidence_line(report)}", highlight=False, soft_wrap=True)
     console.print(
         f"  {report.seconds:.1f} s; checkpoint {report.checkpoint.digest[:12]}; repeat with: "
         f"{report.reproduce}",
