@@ -121,6 +121,9 @@ def check(
     ledger: Annotated[
         str | None, typer.Option(help="Add the run to this ledger: a file, or a database URL.")
     ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Use this compiled model; see `build`.")
+    ] = None,
 ) -> None:
     """Judge a subject on a checkpoint and say where it first diverges."""
     from rich.console import Console
@@ -145,6 +148,7 @@ def check(
         layers=_layers(layers),
         max_tokens=max_tokens,
         diagnose=diagnose,
+        bundle=bundle,
     )
     progress = _Progress()
     try:
@@ -171,6 +175,33 @@ def _recorded(ledger: str, request: Any, progress: Any) -> Any:
 
     with Ledger.open(ledger, write=True) as opened:
         return check_into(opened, request, progress)
+
+
+@app.command()
+def build(
+    source: Annotated[Path, typer.Argument(help="A checkpoint directory, or a config.json.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Bundle to write.")],
+    dtype: Annotated[str, typer.Option(callback=_dtype, help="Storage dtype.")] = "float16",
+    target: Annotated[str, typer.Option(help="llvm or cuda.")] = "llvm",
+    arch: Annotated[str | None, typer.Option(help="Of the CUDA device; sm_90a by default.")] = None,
+) -> None:
+    """Compile the port into a bundle for `check --bundle`; for cuda with nvcc, without a device."""
+    from harness.checkpoint.strict_json import read_object
+    from harness.pipeline import parse_config
+    from harness.report.files import require_writable
+    from relax_impl.bundle import BundleError
+    from relax_impl.bundle import build as run
+    from relax_impl.config import MPTConfig
+
+    require_writable(output)
+    path = source / "config.json" if source.is_dir() else source
+    raw = read_object(path)
+    parse_config(raw, str(path))
+    try:
+        made = run(MPTConfig.from_dict(raw), dtype, target, output, arch=arch)
+    except BundleError as error:
+        raise BadInput(str(error), where="build") from error
+    typer.echo(f"{output}: {made['bytes']} bytes of library, sha256 {made['sha256'][:16]}")
 
 
 @app.command()

@@ -63,6 +63,7 @@ class Request:
     max_tokens: int | None = None
     device: str = "cpu"
     diagnose: bool = True
+    bundle: Path | None = None
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Any:
@@ -185,6 +186,7 @@ def check(
                 dtype=request.dtype,
                 target=request.target,
                 fault=fault,
+                bundle=request.bundle,
             )
         )
     subject = loaded.subject
@@ -299,6 +301,7 @@ def _require_plain(request: Request) -> None:
         ("--fault", request.fault),
         ("--prompts", request.prompts),
         ("--max-tokens", request.max_tokens),
+        ("--bundle", request.bundle),
     ):
         if value is not None:
             raise BadInput(
@@ -324,6 +327,7 @@ def reproduce(request: Request) -> str:
         ("--prompts", request.prompts, None),
         ("--fault", request.fault, None),
         ("--max-tokens", request.max_tokens, None),
+        ("--bundle", request.bundle, None),
     ):
         if value != default:
             words += [option, str(value)]

@@ -150,6 +150,29 @@ class Past:
     values: Tensor
 
 
+@dataclasses.dataclass(frozen=True)
+class WithPast:
+    """Attention of a layer that is given a past, in the place of one without; see `Attention`.
+
+    Attributes
+    ----------
+    cached, attention
+        What is done with the past, and the pieces that it shares with the attention without one.
+    past
+        What the layer is given.
+    """
+
+    cached: CachedAttention
+    attention: Attention
+    past: Past
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, config: MPTConfig
+    ) -> Tensor:
+        """Emit the attention; returns the context, (b, s, H, D) in q's dtype."""
+        return self.cached(self.attention, q, k, v, slopes, config, self.past)
+
+
 def bias_of(cached: CachedAttention, attention: Attention) -> Callable[[Expr, Expr, Expr], Expr]:
     """Return the bias that is in force: of (slope, distance, number of new tokens)."""
     plain = attention.bias

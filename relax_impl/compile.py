@@ -130,7 +130,7 @@ def pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
     return tvm.transform.Sequential(passes)
 
 
-def _compile(graph: Graph, target: tvm.target.Target, path: Path) -> None:
+def write_library(graph: Graph, target: tvm.target.Target, path: Path) -> None:
     """Compile into `path`; another process never sees half of it."""
     module = attach(graph.module, target) if target.kind.name == "cuda" else graph.module
     built = tvm.compile(
@@ -169,7 +169,7 @@ def _intact(path: Path) -> bool:
         return False
 
 
-def _load(path: Path, target: tvm.target.Target) -> Any:
+def load_library(path: Path, target: tvm.target.Target) -> Any:
     """Load the library, or return None where this machine lacks its device."""
     if target.kind.name == "cuda" and not tvm.cuda(0).exist:
         return None
@@ -212,7 +212,7 @@ def compile_model(
         path = cache_directory() / f"{cache_key(graph.module, resolved)}.so"
         cached = _intact(path)
         if not cached:
-            _compile(graph, resolved, path)
+            write_library(graph, resolved, path)
         known = index.Known(path.name, graph.functions, graph.variants, graph.layout)
         if note:
             _replace(note, index.encoded(known))
@@ -227,6 +227,6 @@ def compile_model(
         functions=known.functions,
         variants=known.variants,
         layout=known.layout,
-        executable=_load(path, resolved),
+        executable=load_library(path, resolved),
         cached=cached,
     )

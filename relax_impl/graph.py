@@ -12,7 +12,7 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import Tensor
 
 from relax_impl.attention import Attention
-from relax_impl.cached import PANEL, Past, key_shape
+from relax_impl.cached import PANEL, Past, WithPast, key_shape
 from relax_impl.config import MPTConfig
 from relax_impl.layout import Layout
 from relax_impl.model import MPTBlock, MPTEmbedding, MPTForCausalLM
@@ -144,12 +144,10 @@ def _after_a_past(ops: Operations, past: Past) -> Operations:
     # A fault may put a bare function where the attention is; it has no pieces to share.
     plain = ops.attention if isinstance(ops.attention, Attention) else Attention()
 
-    def attention(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor, config: MPTConfig) -> Tensor:
-        return ops.cached(plain, q, k, v, slopes, config, past)
-
     def positions(ids: Tensor, table: MPTEmbedding) -> Tensor:
         return ops.positions_after(ids, table, past.lengths, past.starts)
 
+    attention = WithPast(ops.cached, plain, past)
     return dataclasses.replace(ops, attention=attention, positions=positions)
 
 

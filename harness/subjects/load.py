@@ -37,7 +37,13 @@ class Loaded:
 
 
 def load_subject(
-    name: str, checkpoint: Path, *, dtype: str, target: str, fault: Planted | None = None
+    name: str,
+    checkpoint: Path,
+    *,
+    dtype: str,
+    target: str,
+    fault: Planted | None = None,
+    bundle: Path | None = None,
 ) -> Loaded:
     """Make a subject.
 
@@ -52,6 +58,8 @@ def load_subject(
         Storage dtype and compilation target.
     fault
         A fault to plant, ``relax`` only.
+    bundle
+        A compiled model to use, ``relax`` only, and without a fault.
 
     Raises
     ------
@@ -60,11 +68,14 @@ def load_subject(
     """
     if fault is not None and name != "relax":
         raise BadInput("faults can only be planted in the relax subject", where="--fault")
+    if bundle is not None and (fault is not None or name != "relax"):
+        raise BadInput("only the relax subject without a fault comes in one", where="--bundle")
     if name == "relax":
         from harness.subjects.relax import load as load_relax
 
         return _guarded(
-            lambda: load_relax(checkpoint, dtype=dtype, target=target, fault=fault), name
+            lambda: load_relax(checkpoint, dtype=dtype, target=target, fault=fault, bundle=bundle),
+            name,
         )
     if name == "torch":
         from harness.subjects.torch import load as load_torch

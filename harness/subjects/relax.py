@@ -92,10 +92,17 @@ class RelaxSubject(Deployed):
         Storage dtype; ``llvm``, ``cuda`` or a TVM target.
     fault
         A fault to plant.
+    bundle
+        Where the compiled model comes from, in place of a compiler.
     """
 
     def __init__(
-        self, checkpoint: Path, dtype: str, target: str, fault: Planted | None = None
+        self,
+        checkpoint: Path,
+        dtype: str,
+        target: str,
+        fault: Planted | None = None,
+        bundle: Path | None = None,
     ) -> None:
         from relax_impl.compile import compile_model, default_roundings
         from relax_impl.config import MPTConfig
@@ -107,7 +114,11 @@ class RelaxSubject(Deployed):
         config = true_config
         if fault is not None and fault.fault.config is not None:
             config = fault.fault.config(config)
-        library = compile_model(config, dtype, target, operations=planted_operations(fault, target))
+        library = (
+            _of_bundle(bundle, config, dtype, target)
+            if bundle is not None
+            else compile_model(config, dtype, target, operations=planted_operations(fault, target))
+        )
         if library.executable is None:
             raise NotProven(
                 f"this machine has no {library.target} device",
@@ -217,8 +228,24 @@ def planted_operations(fault: Planted | None, target: str) -> Any:
     return choose
 
 
+def _of_bundle(path: Path, config: Any, dtype: str, target: str) -> Any:
+    from relax_impl.bundle import BundleError, open_bundle
+
+    if target not in ("llvm", "cuda"):
+        raise BadInput("expected llvm or cuda with a bundle", where="--target", found=repr(target))
+    try:
+        return open_bundle(path, config, dtype, target)
+    except BundleError as error:
+        raise BadInput(str(error), where="--bundle") from error
+
+
 def load(
-    checkpoint: Path, *, dtype: str, target: str, fault: Planted | None = None
+    checkpoint: Path,
+    *,
+    dtype: str,
+    target: str,
+    fault: Planted | None = None,
+    bundle: Path | None = None,
 ) -> RelaxSubject:
     """Make the subject.
 
@@ -239,4 +266,4 @@ def load(
         raise BadInput(
             f"this is no target: {reason}", where="--target", found=repr(target)
         ) from error
-    return RelaxSubject(checkpoint, dtype, target, fault)
+    return RelaxSubject(checkpoint, dtype, target, fault, bundle)

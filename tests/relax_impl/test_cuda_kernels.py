@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 
@@ -16,6 +17,7 @@ from relax_impl.kernels.cuda.attention import Flash
 from relax_impl.kernels.cuda.gemm import SHARED, Gemm
 from relax_impl.kernels.cuda.library import names, wgmma_target
 from relax_impl.kernels.cuda.norm import Norm
+from relax_impl.kernels.cuda.past import OverPast
 from relax_impl.operations import PLAIN
 from relax_impl.target import resolve
 
@@ -73,6 +75,7 @@ def test_nvcc_keeps_all_in_registers(tmp_path):
         "stream": Gemm(512, 256, "float16", "float16", residual=True),
         "norm": Norm(4096, "float16", 1e-5, False, True),
         "long": Flash(2, 2, 128, "float16", 0.1, True, (768,) * 3, (0, 256, 512)),
+        "decode": OverPast(2, 2, 128, "float16", 0.1, True, (768,) * 3, (0, 256, 512)),
         "odd": Flash(2, 1, 112, "bfloat16", 0.1, False, (224, 112, 112), (0, 0, 0)),
     }
     module = tvm.IRModule({name: kernel(name) for name, kernel in kernels.items()})
@@ -89,3 +92,45 @@ def test_nvcc_keeps_all_in_registers(tmp_path):
     assert len(spilled) == len(kernels) and not any(spilled), report
     # The compiler says so when it cannot let matrix products overlap.
     assert "C7510" not in report and "serialized" not in report
+
+
+def over_a_past(raw, operations=FAST, dtype="float16", attn=None, **changes):
+    """Kernels that `extend` calls."""
+    config = MPTConfig.from_dict(raw(attn, **{"d_model": 96} | changes))
+    with resolve("cuda"):
+        return [
+            name
+            for name in names(build_graph(config, dtype, lambda layer: operations).module)
+            if name.startswith("mpt_past_")
+        ]
+
+
+def test_a_past_has_a_kernel(raw):
+    assert over_a_past(raw)
+    assert over_a_past(raw, attn={"qk_ln": True})
+    # Of 8 features, for which there is no flash attention.
+    assert over_a_past(raw, n_heads=12)
+    assert not over_a_past(raw, dtype="float32")
+    assert not over_a_past(raw, d_model=36, n_heads=6)
+
+
+def test_a_fault_over_the_past_is_never_passed_over(raw):
+    from harness.faults import alibi, mask, paths
+
+    seen = 0
+    for fault in (*paths.FAULTS, *alibi.FAULTS, *mask.FAULTS):
+        if fault.operations is None:
+            continue
+        faulty = fault.operations(FAST)
+        left = {"positions_after", "slopes"}
+        changed = {f for f in vars(FAST) if getattr(FAST, f) != getattr(faulty, f)}
+        own = isinstance(faulty.attention, type(FAST.attention))
+        if changed <= left or not own:
+            continue
+        seen += 1
+        scaled = faulty.cached == FAST.cached and faulty.attention == dataclasses.replace(
+            FAST.attention, scale=faulty.attention.scale
+        )
+        wired = changed.isdisjoint({"block", "split", "split_heads", "merge_heads"})
+        assert bool(over_a_past(raw, faulty)) == (scaled and wired), fault.name
+    assert seen > 30

@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 from tvm.relax.frontend.nn import Tensor, op
 
 from relax_impl.attention import Attention, portable
+from relax_impl.cached import CachedAttention, WithPast
 from relax_impl.config import MPTConfig
 from relax_impl.kernels.cuda import attention as flash_attention
 from relax_impl.kernels.cuda import gemm as products
 from relax_impl.kernels.cuda import norm as norms
+from relax_impl.kernels.cuda import past as pasts
 from relax_impl.operations import PLAIN, Operations, Tap, product, rounded, scaled
 
 if TYPE_CHECKING:
@@ -64,10 +66,26 @@ def norm(x: Tensor, norm: MPTNorm) -> Tensor:
     return norms.norm(x, norm.weight, norm.bias, norm.epsilon, norm.is_rms)
 
 
+def plain(attention: Attention) -> bool:
+    """Whether attention is what the kernels compute: they know no other bias, mask or rounding."""
+    return attention == Attention(scale=attention.scale, lowering=attention.lowering)
+
+
 def has_kernel(attention: Attention, dtype: str, config: MPTConfig) -> bool:
-    """Whether the kernel computes this attention: it knows no other bias, mask or rounding."""
-    own = Attention(scale=attention.scale, lowering=attention.lowering)
-    return attention == own and flash_attention.fits(dtype, config.head_dim)
+    """Whether the kernel computes this attention."""
+    return plain(attention) and flash_attention.fits(dtype, config.head_dim)
+
+
+def plain_past(attention: object, dtype: str, config: MPTConfig) -> WithPast | None:
+    """Return attention over a cache if it is what the kernel computes."""
+    if (
+        isinstance(attention, WithPast)
+        and attention.cached == CachedAttention()
+        and plain(attention.attention)
+        and pasts.fits(dtype, config.head_dim)
+    ):
+        return attention
+    return None
 
 
 def flash(
@@ -93,22 +111,31 @@ def attend(ops: Operations, block: MPTBlock, qkv: Tensor, tap: Tap) -> Tensor:
     config, attn = block.config, block.attn
     slopes = Tensor.from_const(ops.slopes(config))
     attention = ops.attention
+    d, kv = config.d_model, config.kv_dim
+    fused = untouched(ops, "split", "split_heads", "merge_heads")
     if (
         not config.qk_ln
-        and untouched(ops, "split", "split_heads", "merge_heads")
+        and fused
         and isinstance(attention, Attention)
         and has_kernel(attention, qkv.dtype, config)
     ):
-        d, kv = config.d_model, config.kv_dim
         heads = (config.n_heads, config.kv_n_heads, config.head_dim)
         scale = attention.scale(config)
         return flash_attention.flash(
             (qkv, qkv, qkv), (0, d, d + kv), slopes, heads, scale, config.alibi
         )
+    over = plain_past(attention, qkv.dtype, config) if fused else None
+    if over and not config.qk_ln:
+        scale = over.attention.scale(config)
+        columns = (0, d, d + kv)
+        return pasts.over_past((qkv, qkv, qkv), columns, slopes, scale, config, over.past)
     q, k, v = ops.split(qkv, config)
     if config.qk_ln:
         q = tap("attn.q_ln", ops.norm(q, attn.q_ln))
         k = tap("attn.k_ln", ops.norm(k, attn.k_ln))
+    if over:
+        scale = over.attention.scale(config)
+        return pasts.over_past((q, k, qkv), (0, 0, d + kv), slopes, scale, config, over.past)
     q = ops.split_heads(q, config.n_heads)
     k, v = (ops.split_heads(x, config.kv_n_heads) for x in (k, v))
     return ops.merge_heads(attention(q, k, v, slopes, config))

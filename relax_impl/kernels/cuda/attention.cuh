@@ -7,7 +7,6 @@
 namespace mpt {
 
 constexpr int QUERIES = 128, KEYS = 128, FETCHED = 2;
-constexpr float LOG2_E = 1.4426950408889634f, HIDDEN = -1e30f;
 
 template <typename T, int D, bool ALIBI>
 struct Softmax {

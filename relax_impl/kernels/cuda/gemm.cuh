@@ -10,6 +10,7 @@ constexpr int TILE_M = 128, TILE_K = 64, MOST_STAGES = 8;
 constexpr int A_BYTES = TILE_M * TILE_K * 2;
 constexpr int BOX_BYTES = 64 * 128;  // 64 rows of 128 bytes
 constexpr int RING_BYTES = 4 * (TILE_M + 256) * TILE_K * 2 + 2 * MOST_STAGES * 8;
+constexpr int SHARED_BYTES = 4 * BOX_BYTES + RING_BYTES;
 
 // x Phi(x) by x Phi(x) = max(x, 0) - |x| Phi(-|x|), where the second term keeps its relative precision:
 // erfc(t) = exp(-t^2) P(u), u = 1 / (1 + 0.44 t), with P fitted to 5.2e-6 relative for t in [0, 9].
@@ -69,91 +70,6 @@ __device__ __forceinline__ void place(unsigned char* box, int row, int byte, flo
     *reinterpret_cast<float2*>(at) = value;
   } else {
     *reinterpret_cast<u32*>(at) = Pair<T>::round(value.x, value.y);
-  }
-}
-
-constexpr int FEW_WIDEST = 24576;  // columns of A of which four rows fit into shared memory
-
-// ---- few rows ----------------------------------------------------------------------------------
-
-constexpr int FEW = 4, OUTPUTS = 4;  // rows of A at most; rows of B that a warpgroup takes at a time
-
-// The product for COUNT rows of A, which all fit into shared memory: a warpgroup streams four rows of
-// B past them. Bound by the memory that holds B.
-template <int COUNT, typename T, typename Out, typename F>
-__device__ __forceinline__ void few_rows(const T* a, const T* b, Out* c, const F& finish, int n, int k,
-                                         unsigned char* shared) {
-  const int group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = thread % 32;
-  const int pieces = k / 8, groups = blockDim.x / 128;
-  uint4* rows = reinterpret_cast<uint4*>(shared);
-  float* sums = reinterpret_cast<float*>(rows + COUNT * pieces) + group * 4 * OUTPUTS * COUNT;
-  for (int i = threadIdx.x; i < COUNT * pieces; i += blockDim.x) {
-    rows[i] = reinterpret_cast<const uint4*>(a)[i];
-  }
-  __syncthreads();
-  for (int first = (blockIdx.x * groups + group) * OUTPUTS; first < n;
-       first += gridDim.x * groups * OUTPUTS) {
-    const uint4* from = reinterpret_cast<const uint4*>(b + static_cast<size_t>(first) * k);
-    float acc[OUTPUTS][COUNT];
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; ++o) {
-#pragma unroll
-      for (int r = 0; r < COUNT; ++r) acc[o][r] = 0.0f;
-    }
-    for (int at = thread; at < pieces; at += 256) {
-      uint4 weights[2][OUTPUTS];
-#pragma unroll
-      for (int u = 0; u < 2; ++u) {
-#pragma unroll
-        for (int o = 0; o < OUTPUTS; ++o) {
-          const int piece = at + u * 128;
-          weights[u][o] = piece < pieces ? __ldcs(from + o * pieces + piece) : make_uint4(0, 0, 0, 0);
-        }
-      }
-#pragma unroll
-      for (int u = 0; u < 2; ++u) {
-        const int piece = min(at + u * 128, pieces - 1);  // zero weights beyond
-#pragma unroll
-        for (int r = 0; r < COUNT; ++r) {
-          const uint4 values = rows[r * pieces + piece];
-#pragma unroll
-          for (int o = 0; o < OUTPUTS; ++o) {
-#pragma unroll
-            for (int j = 0; j < 4; ++j) {
-              float2 x = Pair<T>::widen(reinterpret_cast<const u32*>(&values)[j]);
-              float2 w = Pair<T>::widen(reinterpret_cast<const u32*>(&weights[u][o])[j]);
-              acc[o][r] = fmaf(x.x, w.x, acc[o][r]);
-              acc[o][r] = fmaf(x.y, w.y, acc[o][r]);
-            }
-          }
-        }
-      }
-    }
-#pragma unroll
-    for (int o = 0; o < OUTPUTS; ++o) {
-#pragma unroll
-      for (int r = 0; r < COUNT; ++r) {
-#pragma unroll
-        for (int other = 16; other; other >>= 1) {
-          acc[o][r] += __shfl_xor_sync(0xffffffffu, acc[o][r], other);
-        }
-        if (lane == 0) sums[(r * OUTPUTS + o) * 4 + thread / 32] = acc[o][r];
-      }
-    }
-    group_sync(group + 1);
-    if (thread < COUNT * OUTPUTS / 2) {
-      const int r = thread / (OUTPUTS / 2), column = first + thread % (OUTPUTS / 2) * 2;
-      const float* x = sums + thread * 8;
-      float2 value = finish(x[0] + x[1] + x[2] + x[3], x[4] + x[5] + x[6] + x[7],
-                            finish.load(r, column), column);
-      Out* to = c + static_cast<size_t>(r) * n + column;
-      if (sizeof(Out) == 4) {
-        *reinterpret_cast<float2*>(to) = value;
-      } else {
-        *reinterpret_cast<u32*>(to) = Pair<T>::round(value.x, value.y);
-      }
-    }
-    group_sync(group + 1);
   }
 }
 
@@ -288,11 +204,11 @@ __device__ __forceinline__ void gemm(u64 a_map, u64 b_map, u64 b_narrow_map, u64
                                      const T* weight, Out* out, const T* bias, const T* residual,
                                      int m, int n, int k, float limit, unsigned char* shared) {
   const Finish<T, BIAS, CLIP, GELU, RESIDUAL> finish{bias, residual, limit, m, n};
-  if (m <= FEW && k <= FEW_WIDEST) {
-    if (m == 1) few_rows<1>(x, weight, out, finish, n, k, shared);
-    if (m == 2) few_rows<2>(x, weight, out, finish, n, k, shared);
-    if (m == 3) few_rows<3>(x, weight, out, finish, n, k, shared);
-    if (m == 4) few_rows<4>(x, weight, out, finish, n, k, shared);
+  if (m <= FEW && few_stages(m, k, SHARED_BYTES) >= FEWEST_STAGES) {
+    if (m == 1) few_rows<1, T, Out>(x, weight, out, finish, n, k, shared, SHARED_BYTES);
+    if (m == 2) few_rows<2, T, Out>(x, weight, out, finish, n, k, shared, SHARED_BYTES);
+    if (m == 3) few_rows<3, T, Out>(x, weight, out, finish, n, k, shared, SHARED_BYTES);
+    if (m == 4) few_rows<4, T, Out>(x, weight, out, finish, n, k, shared, SHARED_BYTES);
     return;
   }
   const int rows = (m + 2 * TILE_M - 1) / (2 * TILE_M);

@@ -77,6 +77,21 @@ __device__ __forceinline__ u32 cluster_rank() {
   return rank;
 }
 
+// What another block of the cluster holds at the place where this one has `p`.
+__device__ __forceinline__ float load_from(const float* p, u32 rank) {
+  float value;
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %1, %2;\n"
+      "ld.shared::cluster.f32 %0, [remote];\n"
+      "}"
+      : "=f"(value)
+      : "r"(shared_address(p)), "r"(rank)
+      : "memory");
+  return value;
+}
+
 // A barrier of the 128 threads of one warpgroup; `name` is 1 to 15.
 __device__ __forceinline__ void group_sync(u32 name) {
   asm volatile("bar.sync %0, 128;" ::"r"(name) : "memory");
@@ -140,6 +155,15 @@ __device__ __forceinline__ void load_box_everywhere(void* to, u64 map, int x, in
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
       ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(to)),
       "l"(map), "r"(shared_address(barrier)), "r"(x), "r"(y), "h"(blocks)
+      : "memory");
+}
+
+// `bytes`, a multiple of 16, from one place to another.
+__device__ __forceinline__ void load_bytes(void* to, const void* from, u32 bytes, u64* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(to)),
+      "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(shared_address(barrier))
       : "memory");
 }
 
@@ -212,6 +236,9 @@ struct Pair<__nv_bfloat16> {
     return __bfloat1622float2(*reinterpret_cast<__nv_bfloat162*>(&two));
   }
 };
+
+constexpr float LOG2_E = 1.4426950408889634f;
+constexpr float HIDDEN = -1e30f;  // score of a key that is not seen
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;

@@ -9,6 +9,8 @@ C_TYPES = {"float16": "half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 PTX_TYPES = {"float16": "f16", "bfloat16": "bf16"}
 TILES_N = (64, 128, 256)
 KEYS = 128
+FILES = ("few.cuh", "gemm.cuh", "norm.cuh", "attention.cuh", "past.cuh")
+"""In the order of their use, after ``hopper.cuh`` and the matrix products."""
 HEAD_DIMS = tuple(range(16, 129, 16))
 """Features of a head that the attention kernel is written for."""
 
@@ -57,7 +59,7 @@ def source() -> str:
     parts = [
         (here / "hopper.cuh").read_text(),
         f"namespace mpt {{\ntemplate <typename T, int N>\nstruct Wgmma;\n{products}\n}}\n",
-        *((here / name).read_text() for name in ("gemm.cuh", "norm.cuh", "attention.cuh")),
+        *((here / name).read_text() for name in FILES),
     ]
     # TVM writes the text before every kernel that names it.
     return "\n".join(["#ifndef MPT_KERNELS", "#define MPT_KERNELS", *parts, "#endif\n"])
