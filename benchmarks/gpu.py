@@ -1,13 +1,15 @@
 """Prefill of an MPT of the 7B shape on a CUDA device: the port beside what PyTorch offers.
 
     python benchmarks/gpu.py [--layers 32] [--lengths 2048] [--rounds 12] [--peers NAMES]
-                             [--output FILE.json]
+                             [--batch 1] [--decode [128 1023 2047]] [--output FILE.json]
 
 Weights are random, of realistic scales, float16, the same tensors for all. Every implementation
 returns all logits. Times are medians between events of the device, with runs back to back and with
 pauses of 100 ms: the card throttles on power, so the two differ. The implementations take turns.
 Errors are relative, over all logits, against float32 with the same weights. A profile of one run
 says which kernels of the port take the time. The result is a table and, with --output, JSON.
+
+With --decode, one token behind a cache of so many, see `gpu_decode.py`; `--lengths` may be empty.
 """
 
 from __future__ import annotations
@@ -280,6 +282,14 @@ def measure(arguments: argparse.Namespace) -> None:
     weights = random_weights(raw)
     result: dict[str, Any] = {"environment": environment(), "shape": raw, "lengths": {}}
     print(", ".join(f"{key} {value}" for key, value in result["environment"].items()))
+    if arguments.decode:
+        import gpu_decode
+
+        result["decode"] = gpu_decode.measure(
+            weights, raw, arguments.decode, arguments.batch, arguments.rounds
+        )
+        if arguments.output:
+            arguments.output.write_text(json.dumps(result, indent=2) + "\n")
     for length in arguments.lengths:
         generator = torch.Generator("cuda").manual_seed(length)
         ids = torch.randint(raw["vocab_size"], (1, length), generator=generator, device="cuda")
@@ -319,11 +329,15 @@ def measure(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=32)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048])
+    parser.add_argument("--lengths", type=int, nargs="*", default=[2048])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1], help="Of decode steps.")
+    parser.add_argument("--decode", type=int, nargs="*", help="Tokens in the cache.")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=list(PEERS))
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    if arguments.decode == []:
+        arguments.decode = [128, 1023, 2047]
     measure(arguments)
 
 

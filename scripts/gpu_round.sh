@@ -6,7 +6,7 @@
 #   -k KIT   folder with an unpack.sh that makes TVM and Python packages importable, sourced first;
 #            may be repeated. Not needed where `python -c 'import tvm'` works.
 #   -o OUT   where logs and records go (default: a new temporary folder)
-#   STEP     any of: versions tests tox check fault bench  (default: versions tests check fault)
+#   STEP     any of: versions tests tox check fault bench decode bundle gate  (default: versions tests check fault)
 #
 # Every step runs, whatever the others do; the exit code is that of the first that failed.
 set -uo pipefail
@@ -63,6 +63,16 @@ assert tvm.cuda(0).exist'
         step fault 1 conform check --target cuda --fault alibi-inverse-square@1 --json "$out/fault.json"
         head -n 12 "$out/fault.log" ;;
       bench) step bench 0 "$python" benchmarks/gpu.py --output "$out/bench.json"; cat "$out/bench.log" ;;
+      decode) step decode 0 "$python" benchmarks/gpu.py --lengths --decode --batch 1 8 --output "$out/decode.json"
+        cat "$out/decode.log" ;;
+      bundle)  # Built elsewhere: BUNDLE=FILE; otherwise here.
+        tiny=cases/checkpoints/mpt-tiny-english
+        bundle=${BUNDLE:-$out/model.bundle}
+        [ -n "${BUNDLE:-}" ] || step build 0 conform build "$tiny" --target cuda -o "$bundle"
+        step bundle 0 conform check "$tiny" --target cuda --bundle "$bundle" --json "$out/bundle.json"
+        tail -n 4 "$out/bundle.log" ;;
+      gate) step gate 0 "$python" benchmarks/gate_7b.py --output "$out" --verbose
+        grep -v "^ *[0-9.]* s    " "$out/gate.log" ;;
       *) echo "no such step: $one" >&2; exit 2 ;;
     esac
   done

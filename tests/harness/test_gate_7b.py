@@ -1,0 +1,32 @@
+"""The gate of full size at a small one, on the processor: all stages, and a fault in one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "stage"),
+    [((), 0, None), (("--fault", "decode-bias-absent"), 1, "paths"), (("--seconds", "0"), 3, None)],
+)
+def test_the_gate(more: tuple[str, ...], code: int, stage: str | None, tmp_path: Path) -> None:
+    script = ROOT / "benchmarks" / "gate_7b.py"
+    words = ["--tiny", "--target", "llvm", "--output", str(tmp_path), *more]
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+    run = subprocess.run([sys.executable, str(script), *words], env=environment, check=False)
+    assert run.returncode == code
+    stages = json.loads((tmp_path / "gate.json").read_bytes())["stages"]
+    assert set(stages) == {"logits", "blocks", "paths"}
+    if code == 3:
+        assert {one["verdict"] for one in stages.values()} == {"not-proven"}
+    else:
+        for name, one in stages.items():
+            assert one["verdict"] == ("diverges" if name == stage else "conforms")
