@@ -134,6 +134,8 @@ def build(
             archive.writestr(
                 zipfile.ZipInfo(LIBRARY, _WHEN), content, compress_type=zipfile.ZIP_DEFLATED
             )
+        # A temporary file is its owner's alone; a bundle is to be passed on.
+        os.chmod(unfinished, 0o644)
         os.replace(unfinished, output)
     finally:
         Path(unfinished).unlink(missing_ok=True)

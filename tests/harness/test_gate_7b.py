@@ -1,4 +1,4 @@
-"""The gate of full size at a small one, on the processor: all stages, and a fault in one of them."""
+"""The gate of full size at a small one, on the processor: all stages, and faults in them."""
 
 from __future__ import annotations
 
