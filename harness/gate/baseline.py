@@ -2,8 +2,9 @@
 
 What is compared is each tap's error over its limit. A limit is the worst legitimate evaluation
 order times a factor, and the factor is how much further healthy implementations were measured to
-lie. It is what an error may grow by here, too: calibrated, and stricter than the verdict wherever
-the run that one is held against lies deep inside its own limit.
+lie. By as much an error may grow here, too. A growth that ends below the worst legitimate order
+(the limit without its factor) is none: there, values differ by chance alone. Both are calibrated,
+and stricter than the verdict wherever the run that one is held against lies inside its own limit.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class Growth:
-    """The tap that grew most of what is allowed."""
+    """The tap that grew most of what is allowed; all as parts of the tap's limit."""
 
     tap: str
     mode: str
@@ -31,7 +32,7 @@ class Growth:
     @property
     def of_allowed(self) -> float:
         """Above 1 it grew too much."""
-        return self.now / (self.before * self.allowed)
+        return self.now / self.allowed
 
 
 def of_limit(values: Sequence[Value]) -> dict[Key, Value]:
@@ -44,14 +45,15 @@ def growth(
 ) -> Growth | None:
     """Return the tap that grew most of what is allowed; ``None`` if nothing can be compared.
 
-    Taps that were exact before are left to the verdict: there is nothing to multiply.
+    A value that is not finite is left to the verdict.
     """
     found = []
     for key, value in now.items():
         old = before.get(key)
-        if old is None or old <= 0 or value.value is None:
+        if old is None or value.value is None:
             continue
-        allowed = factors.get(value.mode, dtype, value.statistic)
+        factor = factors.get(value.mode, dtype, value.statistic)
+        allowed = max(old * factor, 1.0 / factor)
         found.append(Growth(value.tap, value.mode, old, value.value, allowed))
     return max(found, key=lambda one: one.of_allowed, default=None)
 

@@ -193,10 +193,8 @@ def _growth(check: str, against: str, grown: baseline.Growth | None) -> Finding:
     if grown is None:
         return Finding(check, "not-proven", f"not proven: nothing to compare with {against}")
     text = (
-        f"{grown.mode} {grown.tap} is {grown.now:.3g} of its limit, "
-        f"{grown.before:.3g} in {against}: "
-        f"grew {grown.now / grown.before:.3g} x, allowed {grown.allowed:.3g} x "
-        f"({100 * grown.of_allowed:.0f} % of it)"
+        f"{grown.mode} {grown.tap} is {grown.now:.3g} of its limit, {grown.before:.3g} in "
+        f"{against}; allowed {grown.allowed:.3g}, {100 * grown.of_allowed:.0f} % of it reached"
     )
     return Finding(check, "fail" if grown.of_allowed > 1 else "pass", text)
 
