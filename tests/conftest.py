@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import shutil
 from collections.abc import Callable
 
@@ -16,6 +17,19 @@ NOT_PROVEN = 3
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, database=None, print_blob=True)
 settings.load_profile("dev")
+
+
+HISTORY = pathlib.Path(__file__).parents[1] / "examples" / "history" / "tables"
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A ledger with the runs of `examples/history`, really made once; not to be written."""
+    from harness.ledger.exchange import take_in
+
+    place = tmp_path_factory.mktemp("recorded") / "ledger.db"
+    take_in(HISTORY, str(place))
+    return place
 
 
 def lacks_device() -> str | None:

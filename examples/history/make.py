@@ -2,9 +2,9 @@
 
     python examples/history/make.py FOLDER    # makes FOLDER/ledger.db and FOLDER/tables
 
-Every run has other tokens. What is planted: a fault in the last run of `relax` in bfloat16; an error
-that grows by a tenth from run to run in `own_mpt`; twice the threads from the middle of `relax` in
-float16 on. Everything else is healthy.
+Every run has other tokens. What is planted: a fault in the last run of `relax` in bfloat16; an
+error that grows by a tenth from run to run in `own_mpt`; twice the threads from the middle of
+`relax` in float16 on. Everything else is healthy.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def certificate_finding(place: Path, figures: Figures) -> Finding:
     short = found.digest[:12]
     if found.sample:
         return Finding(check, "not-proven", f"not proven: certificate {short} is of a sample only")
-    if figures.same_factors and found.factors not in factors_digest():
+    if figures.same_factors and found.factors != factors_digest():
         text = f"not proven: certificate {short} was made with other factors ({found.factors[:12]})"
         return Finding(check, "not-proven", text)
     rate = found.total.full

@@ -25,6 +25,7 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "docs/certificate.md",
+    "docs/gate.md",
     "docs/limits.md",
     "docs/own-subject.md",
 )

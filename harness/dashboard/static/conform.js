@@ -33,7 +33,7 @@ const conform = (() => {
     const [text, soft, line] = ["--text", "--soft", "--line"].map(colour);
     const words = { labelColor: text, titleColor: text, domainColor: soft, tickColor: soft, gridColor: line };
     return {
-      aria: false, background: "transparent", axis: words, legend: words, header: words,
+      background: "transparent", axis: words, legend: words, header: words,
       view: { stroke: line }, font: "system-ui, sans-serif", title: { color: text },
     };
   }
@@ -49,6 +49,9 @@ const conform = (() => {
     await vegaEmbed(plot, full, options);
     // A reader that cannot see hears what is drawn; the numbers are in the table.
     const image = plot.querySelector("svg");
+    for (const part of image.querySelectorAll("[role]")) {
+      for (const name of ["role", "aria-roledescription", "aria-label"]) part.removeAttribute(name);
+    }
     image.setAttribute("role", "img");
     image.setAttribute("aria-label", figure.querySelector("figcaption").textContent);
     table(figure.querySelector("details .wide"), columns, rows);
