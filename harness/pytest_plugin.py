@@ -254,6 +254,8 @@ def _make(wanted: Wanted) -> dict[str, Any]:
         target=wanted.target,
         prompts=wanted.prompts,
         fault=wanted.fault,
+        # A name for the fault takes longer than all the rest; the command in the failure gives it.
+        diagnose=False,
     )
     try:
         if wanted.ledger is None:
