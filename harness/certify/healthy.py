@@ -25,7 +25,7 @@ FIRST_SEED = 1_000_000
 """Calibration counts from 0."""
 CONFIGS = 35
 """Configs of a campaign; later seeds take them again, with other weights and inputs."""
-HEAD_DIMS = (2, 6, 12, 24, 32)
+HEAD_DIMS = (6, 10, 12, 24, 32)
 VOCABULARIES = (73, 131, 384)
 """Sizes that no config of the calibration has, so that none of its configs comes again."""
 TRAINED = "trained"

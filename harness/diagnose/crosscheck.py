@@ -10,10 +10,11 @@ from harness.diagnose.exhibit import exhibit
 from harness.diagnose.inquiry import Inquiry
 from harness.diagnose.match import Match, Scene
 from harness.diagnose.scene import scene_of, witness_of
+from harness.diagnose.steps import library_steps
 from harness.diagnose.templates import acts, library_templates
 from harness.measure.records import Measurement
 from harness.measure.statistics import Float
-from harness.measure.taps import Place
+from harness.measure.taps import Place, block_widths
 
 
 def told_apart(
@@ -27,8 +28,6 @@ def told_apart(
     A fault that acts at one tap alone leaves the others as they should be; one that acts at several
     shows at all of them.
     """
-    from harness.measure.taps import block_widths
-
     names = frozenset(m.fault for m in group)
     left = {m.fault: 0.0 for m in group}
     worst = {m.fault: m.ratio for m in group}
@@ -55,14 +54,23 @@ def told_apart(
     return tuple(sorted(fitting, key=lambda m: (left[m.fault], m.left)))
 
 
+def _hidden(inquiry: Inquiry, layer: int, tap: str) -> tuple[str, ...]:
+    """Return the taps that a sub-module computes on its way, where it is declared as fused."""
+    steps = library_steps("block", tap, inquiry.config, "float32", only=frozenset())
+    declared = inquiry.oracle.part(layer).inputs_of(tap)
+    return tuple(
+        name
+        for name in steps.reads()
+        if name in block_widths(inquiry.oracle.config) and name not in declared
+    )
+
+
 def borne_out(inquiry: Inquiry, measured: Measurement, fault: str) -> bool:
     """Return whether no other tap of the block speaks against a fault.
 
     Against it speaks a tap where it would show and nothing does, and one that diverges where it
     does nothing: then it is something else, which looks the same at the tap that was matched.
     """
-    from harness.measure.taps import block_widths
-
     layer = measured.place.layer
     assert layer is not None, measured.place
     diverging = {
@@ -76,7 +84,8 @@ def borne_out(inquiry: Inquiry, measured: Measurement, fault: str) -> bool:
     for tap in block_widths(inquiry.oracle.config):
         if tap == measured.place.tap:
             continue
-        if not acts(inquiry, layer, tap, fault):
+        inside = (tap, *_hidden(inquiry, layer, tap))
+        if not any(acts(inquiry, layer, one, fault) for one in inside):
             if tap in diverging:
                 return False
             continue

@@ -212,4 +212,10 @@ class Oracle:
         """Return a subject's array as a float64 tensor on the oracle's device."""
         import torch
 
-        return torch.from_numpy(np.asarray(array).astype(np.float64)).to(self.device)
+        given = np.ascontiguousarray(array)
+        if given.dtype == BY_NAME["bfloat16"].numpy:
+            plain = torch.from_numpy(given.view(np.int16)).view(torch.bfloat16)
+        else:
+            # A view of somebody else's memory is only read here.
+            plain = torch.from_numpy(given if given.flags.writeable else given.copy())
+        return plain.to(self.device).to(torch.float64)

@@ -54,14 +54,18 @@ def ulp(values: Float, dtype: str) -> Float:
 _PRIOR = 8.0
 
 
-def _spread(squares: Float) -> Float:
-    """Return the mean square at each element as a product of its row's and its column's share."""
-    rows, columns = squares.shape
-    mean = float(squares.mean())
-    if mean == 0.0:
+def _spread(squares: Float, counted: NDArray[np.bool_]) -> Float:
+    """Return the mean square at each element as a product of its row's and its column's share.
+
+    Means are over the elements counted; all get their share.
+    """
+    total = int(counted.sum())
+    if total == 0 or not squares.any():
         return np.zeros_like(squares)
-    by_row = (squares.sum(axis=1, keepdims=True) + _PRIOR * mean) / (columns + _PRIOR)
-    by_column = (squares.sum(axis=0, keepdims=True) + _PRIOR * mean) / (rows + _PRIOR)
+    mean = float(squares.sum()) / total
+    in_row, in_column = (counted.sum(axis=axis, keepdims=True) for axis in (1, 0))
+    by_row = (squares.sum(axis=1, keepdims=True) + _PRIOR * mean) / (in_row + _PRIOR)
+    by_column = (squares.sum(axis=0, keepdims=True) + _PRIOR * mean) / (in_column + _PRIOR)
     product: Float = by_row * (by_column / mean)
     return product
 
@@ -99,9 +103,13 @@ def noise_scale(
         return total / len(values)
 
     if orders:
-        variance += _spread(mean_square(orders, 0.5 * spacing))
+        beyond = mean_square(orders, 0.5 * spacing)
+        variance += _spread(beyond, np.ones_like(beyond, dtype=np.bool_))
     if unrounded:
-        variance += _spread(mean_square(unrounded, 0.0))
+        # Values that are clipped have no error but that of float32 itself, and say nothing of
+        # those that are sums.
+        whole = mean_square(unrounded, 0.0)
+        variance += _spread(whole, whole > (2.0**-24 * golden) ** 2)
     scale: Float = np.sqrt(variance)
     return scale
 
