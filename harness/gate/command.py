@@ -95,13 +95,13 @@ def _make_missing(
 def _run(
     required: Required, release: Release, ledger: Ledger, progress: Callable[[str], None]
 ) -> None:
-    from harness.ledger.record import check_into
-    from harness.pipeline import Request
-
     if required.path is None:
         raise NotProven(
             "has no path", where=f"checkpoint {required.checkpoint}", hint="a fresh run needs one"
         )
+    from harness.ledger.record import check_into
+    from harness.pipeline import Request
+
     cell = required.cell
     request = Request(
         checkpoint=required.path, subject=cell.subject, dtype=cell.dtype, target=cell.target

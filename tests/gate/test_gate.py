@@ -143,7 +143,11 @@ def test_a_later_success_does_not_outvote_a_divergence_of_the_same_commit(gate, 
     place = policy(HEALTHY, more='[runs]\ncommit = "same"')
     rewrite(ledger, commit="c" * 40, verdict="diverges")
     rewrite(
-        ledger, commit="c" * 40, id="20990101T000001-00000002", created="2099-01-01T00:00:01+00:00"
+        ledger,
+        commit="c" * 40,
+        verdict="conforms",
+        id="20990101T000001-00000002",
+        created="2099-01-01T00:00:01+00:00",
     )
     ran = gate(place, ledger, "--commit", "c" * 40)
     assert ran.code == 1 and ran.findings()["verdict"]["state"] == "fail"

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,17 +118,18 @@ def programs() -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory) -> Iterator[str]:
-    """A server of its own in a folder of its own; it refuses to run as root."""
-    folder = tmp_path_factory.mktemp("server")
+def server() -> Iterator[str]:
+    """A server of its own; as it refuses to run as root, in a folder that others can reach."""
+    with tempfile.TemporaryDirectory(prefix="conform-server-") as folder:
+        yield from serve(Path(folder))
+
+
+def serve(folder: Path) -> Iterator[str]:
     as_user: list[str] = []
     if os.getuid() == 0:
         assert shutil.which("setpriv"), "no setpriv: install Debian's package util-linux"
         as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
         shutil.chown(folder, "postgres", "postgres")
-        # The folders above are closed to others; only passing through is granted.
-        for above in folder.parents[:2]:
-            above.chmod(above.stat().st_mode | 0o011)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
