@@ -87,6 +87,9 @@ def test_a_sample_of_the_stored_values_comes_out_again(recorded, tmp_path, monke
         a, b = ({key(v): v.value for v in every} for every in (found, stored))
         limited = [k for k in a if k[2] == OF_LIMIT and a[k] != b[k]]
         moved = {(mode, tap, RELATIVE_ERROR) for mode, tap, _ in limited}
+        if step.subject == make.ORDERED:
+            # A legitimate order is its own limit: every case of it is as bad as the worst.
+            moved = {k for k in a if k[2] == RELATIVE_ERROR}
         assert {k: a[k] for k in a if k not in moved and k not in limited} == {
             k: b[k] for k in b if k not in moved and k not in limited
         }
