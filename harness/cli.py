@@ -460,6 +460,21 @@ def certify(
 
 
 @app.command()
+def certificate(
+    target: Annotated[str, typer.Argument(help="llvm, or another that was measured.")] = "llvm",
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Only the table of published rules.")
+    ] = False,
+) -> None:
+    """Show the certificate that came with the package."""
+    from harness.certify.certificate import shipped_certificate
+    from harness.certify.lines import lines, table
+
+    found = shipped_certificate(target)
+    typer.echo(table(found) if markdown else "\n".join(lines(found)))
+
+
+@app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="Directory in the hub layout.")],
     prompt: Annotated[str, typer.Argument(help="Text to go on from.")],

@@ -13,6 +13,7 @@ import msgspec
 
 from harness.certify.bounds import CONFIDENCE, upper_bound
 from harness.certify.results import FaultRun, HealthyRun, Run
+from harness.errors import BadInput
 
 SCHEMA = 1
 
@@ -235,7 +236,8 @@ def certify(
             if r.named != r.fault
         ),
         margins=margins(everywhere, healthy),
-        rivals=_rivals(everywhere, healthy),
+        # A rule made for one dtype is not held against the noise of a coarser one.
+        rivals=_rivals(everywhere, [run for run in healthy if run.dtype == dtype]),
         change=None if previous is None else _change(previous, factors, killed, everywhere),
     )
     return replace(unsigned, digest=content_digest(unsigned))
@@ -405,3 +407,21 @@ def fallen(before: Certificate, now: Certificate) -> tuple[str, ...]:
 def committed(target: str = "llvm") -> Path:
     """Where the certificate of a target that came with the package lies."""
     return Path(str(resources.files("harness.certify").joinpath(f"certificate-{target}.json")))
+
+
+def shipped_certificate(target: str = "llvm") -> Certificate:
+    """Return the certificate of a target that came with the package.
+
+    Raises
+    ------
+    BadInput
+        If there is none for that target.
+    """
+    try:
+        return read_certificate(committed(target).read_bytes())
+    except OSError as error:
+        raise BadInput(
+            "there is no certificate for this target",
+            where=target,
+            hint="`mpt-conform certify --target TARGET --json FILE` makes one",
+        ) from error

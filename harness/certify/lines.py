@@ -12,6 +12,26 @@ def share(value: Share) -> str:
     return f"{value.count} of {value.of} ({value.percent:.1f} %)" if value.of else "none run"
 
 
+def table(certificate: Certificate) -> str:
+    """Return the published rules beside this gate as a Markdown table.
+
+    The rules saw the logits of the same runs: every fault of the library, and the healthy runs of
+    the certificate's dtype. This gate's healthy runs are of every dtype.
+    """
+    c = certificate
+    ours = (c.healthy.flagged, c.healthy.runs) if c.healthy else (0, 0)
+    rows = [
+        ("| rule | faults caught | healthy runs flagged |"),
+        ("|---|---|---|"),
+        f"| **this gate** | **{share(c.total.full)}** | **{share(Share(*ours))}** |",
+    ]
+    rows += [
+        f"| {name} | {share(rival.killed)} | {share(rival.flagged)} |"
+        for name, rival in c.rivals.items()
+    ]
+    return "\n".join(rows)
+
+
 def lines(certificate: Certificate) -> Iterator[str]:
     """Yield the certificate line by line."""
     c = certificate
@@ -44,7 +64,7 @@ def lines(certificate: Certificate) -> Iterator[str]:
         yield f"    misplaced {text}"
     for text in c.unnamed:
         yield f"    not named {text}"
-    yield "  published rules on the same logits: faults caught, healthy runs flagged"
+    yield f"  published rules on the same logits: faults caught, healthy {c.dtype} runs flagged"
     for name, rival in c.rivals.items():
         yield f"    {name:22} {share(rival.killed)}, {share(rival.flagged)}"
     if c.change is not None:

@@ -161,6 +161,11 @@ def test_rivals_are_counted_on_the_same_runs() -> None:
     assert found["strict"].flagged == Share(3, 3)
 
 
+def test_rivals_are_not_held_against_another_dtype() -> None:
+    found = made([*RUNS, healthy("seed 9", dtype="bfloat16")]).rivals
+    assert found["strict"].flagged == Share(3, 3)
+
+
 def test_nothing_is_certified_by_nothing() -> None:
     with pytest.raises(ValueError, match="no fault"):
         made([healthy("seed 1"), fault("same", equivalent=True)])
