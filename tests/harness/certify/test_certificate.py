@@ -156,14 +156,10 @@ def test_margins_go_both_ways() -> None:
 def test_rivals_are_counted_on_the_same_runs() -> None:
     found = made(RUNS).rivals
     assert found["cosine"].killed == Share(0, 4)
-    assert found["cosine"].flagged == Share(0, 3)
+    # Of three healthy runs one is of another dtype than the faults.
+    assert found["cosine"].flagged == Share(0, 2)
     assert found["strict"].killed == Share(4, 4)
-    assert found["strict"].flagged == Share(3, 3)
-
-
-def test_rivals_are_not_held_against_another_dtype() -> None:
-    found = made([*RUNS, healthy("seed 9", dtype="bfloat16")]).rivals
-    assert found["strict"].flagged == Share(3, 3)
+    assert found["strict"].flagged == Share(2, 2)
 
 
 def test_nothing_is_certified_by_nothing() -> None:
