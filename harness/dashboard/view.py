@@ -42,10 +42,12 @@ class CellView:
         return self.runs[-1]
 
     @property
-    def margin(self) -> float | None:
-        """What is left to the limit, as a part of it; negative beyond it."""
+    def margin(self) -> str:
+        """What is left to the limit, as a part of it, or how often the error holds the limit."""
         last = self.worst[-1]
-        return None if last is None else 1.0 - last
+        if last is None:
+            return "not finite"
+        return f"margin {100 * (1 - last):.0f} %" if last <= 1.0 else f"{last:.3g} times its limit"
 
 
 def cell_views(
