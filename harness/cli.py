@@ -241,8 +241,11 @@ def gate(
     if junit is not None:
         write_whole(junit, render.junit(result))
     if markdown is not None:
-        with markdown.open("a", encoding="utf-8") as file:
-            file.write(render.markdown(result))
+        try:
+            with markdown.open("a", encoding="utf-8") as file:
+                file.write(render.markdown(result))
+        except OSError as error:
+            raise BadInput(f"cannot be written: {error.strerror}", where=str(markdown)) from error
     width = None if sys.stdout.isatty() else 160
     render.render(result, Console(width=width, highlight=False))
     raise typer.Exit(EXIT_OF[result.verdict])

@@ -55,7 +55,12 @@ def build(ledger: str, out: Path, policy: Path | None = None) -> Made:
         If the ledger cannot be read, or the folder holds something else.
     """
     started = time.perf_counter()
-    if out.exists() and any(out.iterdir()) and not (out / _MARK).exists():
+    try:
+        taken = out.exists() and any(out.iterdir()) and not (out / _MARK).exists()
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"cannot be made: {text}", where=str(out)) from error
+    if taken:
         raise BadInput(
             "holds something else than a dashboard", where=str(out), hint="name another folder"
         )

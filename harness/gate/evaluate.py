@@ -15,6 +15,7 @@ from harness.gate.findings import CellResult, Finding, GateResult
 from harness.gate.policy import Policy, Required
 from harness.gate.waivers import Waiver, covering
 from harness.judge.factors import Factors
+from harness.ledger.identity import factors as factors_digest
 from harness.ledger.records import (
     PERPLEXITY_INCREASE,
     TOP1_BEYOND_TIES,
@@ -23,6 +24,9 @@ from harness.ledger.records import (
     Run,
     Value,
 )
+
+_CUTS = ("--layers", "--max-tokens")
+"""Options of `check` that leave out a part of the model or of its inputs."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,11 @@ def evaluate(
                 reproduce=speaking[-1].reproduce if speaking else reproduce(required),
             )
         )
+    general = [_stale(waiver, release) for waiver in waivers if _over(waiver, release)]
+    if all(cell.run is None for cell in cells):
+        # Waivers may cover gaps, but not all there is.
+        text = "not proven: no required cell has a run that speaks for this release"
+        general.append(Finding("run", "not-proven", text))
     return GateResult(
         release=release.name,
         commit=release.commit,
@@ -100,7 +109,7 @@ def evaluate(
         made=release.at.isoformat(timespec="seconds"),
         cells=tuple(cells),
         waivers=tuple(waivers),
-        general=tuple(_stale(waiver, release) for waiver in waivers if _over(waiver, release)),
+        general=tuple(general),
     )
 
 
@@ -121,6 +130,16 @@ def speaking_runs(
         found = [run for run in found if run.commit == release.commit and run.commit]
         if runs and not found:
             text = f"no run at commit {release.commit[:12] or '(unknown)'}; {len(runs)} at others"
+    if policy.runs.factors == "same":
+        limits = factors_digest()
+        mine = [run for run in found if run.factors == limits]
+        if found and not mine:
+            text = f"run {found[-1].id} was judged by other factors ({found[-1].factors[:12]})"
+        found = mine
+    whole = [run for run in found if run.verdict != "conforms" or not shortfall(run)]
+    if found and not whole:
+        text = f"run {found[-1].id} {shortfall(found[-1])}"
+    found = whole
     if policy.runs.max_age_days is not None:
         oldest = release.at - timedelta(days=policy.runs.max_age_days)
         young = [run for run in found if datetime.fromisoformat(run.created) >= oldest]
@@ -134,6 +153,17 @@ def speaking_runs(
     return same or [newest], Finding("run", "pass", f"run {newest.id}")
 
 
+def shortfall(run: Run) -> str:
+    """Return why a run that conforms proves nothing; empty if it does prove.
+
+    What such a run finds wrong is wrong all the same.
+    """
+    if run.fault:
+        return f"was of a planted fault, {run.fault}"
+    cut = [word for word in _CUTS if word in run.reproduce.split()]
+    return f"left out a part of the check ({', '.join(cut)})" if cut else ""
+
+
 def _found(
     policy: Policy, history: History, speaking: Sequence[Run], factors: Factors
 ) -> list[Finding]:
@@ -145,7 +175,7 @@ def _found(
     before = [
         baseline.of_limit(values[run.id])
         for run in history.runs[: _index(history.runs, newest)]
-        if run.verdict == "conforms"
+        if run.verdict == "conforms" and not shortfall(run)
     ][-policy.drift.baseline_runs :]
     if before:
         grown = baseline.growth(now, baseline.rolling(before), newest.dtype, factors)
@@ -185,6 +215,13 @@ def _against_anchor(
         text = f"not proven: no anchor is pinned (mpt-conform anchor set {newest.id} ...)"
         return [Finding("anchor", "not-proven", text)]
     pinned = baseline.of_limit(history.values.get(history.anchor.run, ()))
+    lost = sorted(" ".join(key) for key in pinned if key not in now)
+    if lost:
+        text = (
+            f"not proven: {len(lost)} taps of anchor {history.anchor.run} were not compared, "
+            f"as {lost[0]}"
+        )
+        return [Finding("anchor", "not-proven", text)]
     grown = baseline.growth(now, baseline.single(pinned), newest.dtype, factors)
     return [_growth("anchor", f"anchor {history.anchor.run}", grown)]
 
@@ -210,7 +247,9 @@ def drift_series(history: History, until: Run) -> tuple[list[Run], dict[baseline
     kept = [(run, table) for run, table in zip(runs, tables, strict=True) if table]
     if not kept:
         return [], {}
-    shared = [key for key in kept[-1][1] if all(key in table for _, table in kept)]
+    # Nor does one that compared less than the newest: it would end every series that it lacks.
+    shared = list(kept[-1][1])
+    kept = [(run, table) for run, table in kept if all(key in table for key in shared)]
     series = {}
     for key in shared:
         column = [table[key].value for _, table in kept]

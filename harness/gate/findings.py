@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from harness.gate.waivers import Waiver
+from harness.gate.waivers import CHECKS, Waiver
 from harness.ledger.records import Run
 
+__all__ = ["CHECKS", "CellResult", "Finding", "GateResult", "State", "worst"]
+
 State = Literal["pass", "fail", "not-proven"]
-CHECKS = ("run", "verdict", "anchor", "baseline", "drift", "top1", "perplexity", "certificate")
 
 
 @dataclass(frozen=True)

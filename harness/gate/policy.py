@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from harness.gate.drift import EVERY
 from harness.ledger.records import Cell
 
 SCHEMA = 1
+_LARGEST = 36_500
+"""Of any figure: a century in days, which is still a date."""
 
 
 class Checkpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,10 +41,12 @@ class Runs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Which runs speak for a release.
 
     With ``commit`` ``"same"`` only those of the commit that is released, and all of them: a
-    divergence is not outvoted by a later success on the same commit.
+    divergence is not outvoted by a later success on the same commit. With ``factors`` ``"same"``
+    only those that were judged by the limits of this very package.
     """
 
     commit: Literal["same", "any"] = "same"
+    factors: Literal["same", "any"] = "same"
     max_age_days: float | None = None
 
 
@@ -125,6 +130,7 @@ def read_policy(path: Path) -> Policy:
         raise BadInput(
             "has another layout", where=f"{path}: schema", expected=SCHEMA, found=found.schema
         )
+    _require_numbers(found, path)
     if found.drift.baseline_runs < 1 or found.drift.false_alarm_every < 1:
         raise BadInput("must be at least 1", where=f"{path}: drift")
     home = path.parent
@@ -142,6 +148,28 @@ def read_policy(path: Path) -> Policy:
     )
 
 
+def _require_numbers(found: _File, path: Path) -> None:
+    """Refuse figures that nothing can miss: a NaN is neither above a limit nor below it."""
+    budget = found.budget
+    # A budget for perplexity may be negative: then a release must gain. No loss is below -100 %.
+    figures: list[tuple[str, float | None, int]] = [
+        ("runs: max_age_days", found.runs.max_age_days, 0),
+        ("budget: top1_beyond_ties", budget.top1_beyond_ties, 0),
+        ("budget: perplexity_increase_percent", budget.perplexity_increase_percent, -100),
+    ]
+    for target, one in found.certificate.items():
+        figures.append((f"certificate.{target}: kill_percent", one.kill_percent, 0))
+        figures.append((f"certificate.{target}: false_alarm_percent", one.false_alarm_percent, 0))
+    for name, value, least in figures:
+        if value is not None and not (math.isfinite(value) and least <= value <= _LARGEST):
+            raise BadInput(
+                "is no figure",
+                where=f"{path}: {name}",
+                expected=f"{least} to {_LARGEST}",
+                found=value,
+            )
+
+
 def _required(found: _File, path: Path) -> tuple[Required, ...]:
     named = {checkpoint.name: checkpoint for checkpoint in found.checkpoint}
     for checkpoint in found.checkpoint:
@@ -152,6 +180,8 @@ def _required(found: _File, path: Path) -> tuple[Required, ...]:
                 expected="64 hexadecimal digits, as a report shows them",
                 found=repr(checkpoint.digest),
             )
+    if len(named) < len(found.checkpoint) or len({c.digest for c in named.values()}) < len(named):
+        raise BadInput("names a checkpoint twice", where=f"{path}: checkpoint")
     cells: dict[Cell, Required] = {}
     for need in found.require:
         for name in need.checkpoints:
@@ -172,4 +202,9 @@ def _required(found: _File, path: Path) -> tuple[Required, ...]:
         raise BadInput(
             "requires nothing", where=str(path), hint="a gate without a cell proves nothing"
         )
+    for target in found.certificate:
+        if target not in {cell.target for cell in cells}:
+            raise BadInput(
+                "is of a target that nothing requires", where=f"{path}: certificate.{target}"
+            )
     return tuple(cells.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from xml.etree import ElementTree
@@ -13,6 +14,7 @@ from rich.text import Text
 from harness.gate.findings import CellResult, Finding, GateResult
 from harness.report.files import plain
 
+_ILLEGAL = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _WORDS = {"pass": "pass", "fail": "BLOCKED", "not-proven": "NOT PROVEN"}
 _COLOURS = {"pass": "bold green", "fail": "bold red", "not-proven": "bold yellow"}
 
@@ -39,12 +41,12 @@ def render(result: GateResult, console: Console) -> None:
         shown = [f for f in cell.findings if f.state != "pass"] or [cell.findings[0]]
         for at, finding in enumerate(shown):
             first = (cell.name, _WORDS[cell.state]) if at == 0 else ("", "")
-            table.add_row(*first, finding.check, finding.text)
+            table.add_row(*map(Text, (*first, finding.check, finding.text)))
     for finding in result.general:
-        table.add_row("", _WORDS[finding.state], finding.check, finding.text)
+        table.add_row(*map(Text, ("", _WORDS[finding.state], finding.check, finding.text)))
     console.print(table)
     for line in waiver_lines(result):
-        console.print(line, highlight=False)
+        console.print(Text(line))
 
 
 def waiver_lines(result: GateResult) -> Iterator[str]:
@@ -77,8 +79,9 @@ def junit(result: GateResult) -> bytes:
     loose = [finding for finding in result.general if finding.blocks]
     states = [cell.state for cell in result.cells]
     suite.set("tests", str(len(states) + len(loose)))
-    suite.set("failures", str(states.count("fail") + len(loose)))
-    suite.set("errors", str(states.count("not-proven")))
+    every = [*states, *(finding.state for finding in loose)]
+    suite.set("failures", str(every.count("fail")))
+    suite.set("errors", str(every.count("not-proven")))
     for cell in result.cells:
         seconds = f"{cell.run.seconds:.3f}" if cell.run else "0"
         case = ElementTree.SubElement(suite, "testcase", classname="gate", name=cell.name)
@@ -96,9 +99,16 @@ def junit(result: GateResult) -> bytes:
         if waived:
             ElementTree.SubElement(case, "system-out").text = "\n".join(waived)
     for finding in loose:
-        case = ElementTree.SubElement(suite, "testcase", classname="gate", name=finding.waiver)
-        problem = ElementTree.SubElement(case, "failure", type="fail", message=finding.text)
+        case = ElementTree.SubElement(suite, "testcase", classname="gate")
+        case.set("name", finding.waiver or "evidence")
+        kind = "failure" if finding.state == "fail" else "error"
+        problem = ElementTree.SubElement(case, kind, type=finding.state, message=finding.text)
         problem.text = finding.text
+    for element in suite.iter():
+        # A message of a device may carry signs that no XML can, escaped or not.
+        element.text = _ILLEGAL.sub("\ufffd", element.text) if element.text else element.text
+        for name, text in element.attrib.items():
+            element.set(name, _ILLEGAL.sub("\ufffd", text))
     ElementTree.indent(suite)
     content: bytes = ElementTree.tostring(suite, encoding="utf-8", xml_declaration=True)
     return content + b"\n"

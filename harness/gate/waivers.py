@@ -12,6 +12,8 @@ import msgspec
 
 from harness.errors import BadInput
 
+CHECKS = ("run", "verdict", "anchor", "baseline", "drift", "top1", "perplexity", "certificate")
+
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str
@@ -69,6 +71,13 @@ def read_waivers(folder: Path) -> tuple[Waiver, ...]:
             raw = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, msgspec.ValidationError) as e:
             raise BadInput(f"is no waiver: {e}", where=str(path)) from e
+        if raw.check not in CHECKS:
+            raise BadInput(
+                "names no check",
+                where=f"{path}: check",
+                expected=", ".join(CHECKS),
+                found=repr(raw.check),
+            )
         for name in ("reason", "owner"):
             if not getattr(raw, name).strip():
                 raise BadInput("is empty", where=f"{path}: {name}")

@@ -65,6 +65,8 @@ def pin(ledger: str, runs: Sequence[str], *, reason: str, release: str) -> list[
                 raise BadInput(
                     "is no anchor", where=run.id, expected="a run that conforms", found=run.verdict
                 )
+            if run.fault:
+                raise BadInput("is no anchor: a fault was planted", where=run.id, found=run.fault)
             at = identity.now().isoformat(timespec="microseconds")
             made.append(Anchor(run.cell, run.id, at, release, reason))
         for anchor in made:

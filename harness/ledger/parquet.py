@@ -13,11 +13,11 @@ from typing import Any
 
 from harness.errors import BadInput
 from harness.ledger import schema
+from harness.ledger.checked import JSON_FIELDS, checked_run, unpack
 from harness.ledger.records import Anchor, Entry, Run, Value
-from harness.ledger.store import Ledger, pack, unpack
+from harness.ledger.store import Ledger, pack
 
 _TABLES = ("runs", "values", "anchors")
-_JSON_FIELDS = ("seeds", "environment")
 _LAYOUT = b"mpt-conform layout"
 
 
@@ -100,18 +100,20 @@ def read(folder: Path) -> tuple[list[Entry], list[Anchor]]:
         values.setdefault(row.pop("run"), []).append(Value(**row))
     entries = []
     for row in tables["runs"]:
-        details = unpack(row.pop("details"))
-        parsed = {name: json.loads(row[name]) for name in _JSON_FIELDS}
-        run = Run(**{**row, **parsed})
+        details = unpack(row.pop("details"), f"{folder}: run {row['id']}")
+        run = checked_run(row, str(folder))
         entries.append(Entry(run, tuple(values.get(run.id, ())), details))
     cells = {one.run.id: one.run.cell for one in entries}
+    for row in (*tables["anchors"], *({"run": name} for name in values)):
+        if row["run"] not in cells:
+            raise BadInput("is damaged: a row belongs to no run", where=f"{folder}: {row['run']}")
     anchors = [Anchor(cell=cells[row["run"]], **row) for row in tables["anchors"]]
     return entries, anchors
 
 
 def _plain_run(run: Run) -> Mapping[str, Any]:
     row = asdict(run)
-    for name in _JSON_FIELDS:
+    for name in JSON_FIELDS:
         row[name] = json.dumps(row[name], sort_keys=True)
     return row
 

@@ -38,8 +38,9 @@ def require_ledger(path: Path, *, whole: bool) -> None:
         with path.open("rb") as file:
             header = file.read(100)
             size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise BadInput(f"cannot be read: {error.strerror}", where=str(path)) from error
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"cannot be read: {text}", where=str(path)) from error
     if not header.startswith(_MAGIC) or len(header) < 100:
         raise BadInput("is no ledger", where=str(path), expected="a SQLite file of mpt-conform")
     (owner,) = struct.unpack_from(">I", header, _APPLICATION_ID_AT)
@@ -76,6 +77,13 @@ def _has_log(path: Path) -> bool:
     return log.exists() and log.stat().st_size > 0
 
 
+def url(path: Path) -> Any:
+    """Return SQLAlchemy's name of a file, whatever signs are in it: a URL would end at ``?``."""
+    from sqlalchemy.engine import URL
+
+    return URL.create("sqlite", database=str(path))
+
+
 def create(path: Path) -> None:
     """Make an empty ledger, complete or not at all; another process may be faster.
 
@@ -88,11 +96,12 @@ def create(path: Path) -> None:
 
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".new", dir=path.parent)
-    except OSError as error:
-        raise BadInput(f"cannot be made: {error.strerror}", where=str(path)) from error
+    except (OSError, ValueError) as error:
+        text = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"cannot be made: {text}", where=str(path)) from error
     os.close(handle)
     try:
-        engine = create_engine(f"sqlite:///{name}")
+        engine = create_engine(url(Path(name)))
         with engine.begin() as connection:
             connection.exec_driver_sql(f"PRAGMA application_id = {schema.APPLICATION_ID}")
             schema.metadata.create_all(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,10 +15,10 @@ import msgspec
 
 from harness.errors import BadInput
 from harness.ledger import schema
+from harness.ledger.checked import JSON_FIELDS, checked_run, unpack
 from harness.ledger.records import Anchor, Cell, Entry, Run, Value
 
 _RUN_FIELDS = tuple(field.name for field in fields(Run))
-_JSON_FIELDS = ("seeds", "environment")
 # One lock for all who make or migrate tables on a shared server; any number serves.
 _SERVER_LOCK = schema.APPLICATION_ID
 
@@ -57,10 +58,16 @@ class Ledger:
 
         from harness.ledger import sqlite_file
 
-        if write and not path.exists():
+        try:
+            missing = not path.exists()
+        except (OSError, ValueError) as error:
+            raise BadInput(
+                f"is no file's name: {error}", where=f"--ledger {str(path)!r}"
+            ) from error
+        if write and missing:
             sqlite_file.create(path)
         sqlite_file.require_ledger(path, whole=False)
-        engine = create_engine(f"sqlite:///{path}")
+        engine = create_engine(sqlite_file.url(path))
         sqlite_file.configure(engine, write=write)
         found = cls(engine, str(path))
         found._require_version()
@@ -74,6 +81,10 @@ class Ledger:
 
         try:
             parsed = make_url(url)
+            if parsed.get_backend_name() == "sqlite":
+                raise BadInput(
+                    "names no file", where=f"--ledger {url}", expected="FILE, or sqlite:///FILE"
+                )
             if parsed.drivername in ("postgresql", "postgres"):
                 parsed = parsed.set(drivername="postgresql+psycopg")
             shown = parsed.render_as_string(hide_password=True)
@@ -183,7 +194,9 @@ class Ledger:
                 query = query.where(table.c[name] == getattr(cell, name))
         with self._transaction() as connection:
             rows = connection.execute(query.order_by(table.c.created, table.c.id)).all()
-        return tuple(_run(row) for row in rows)
+        return tuple(
+            checked_run(dict(zip(_RUN_FIELDS, row, strict=True)), self.where) for row in rows
+        )
 
     def values(self, runs: Iterable[str] | None = None) -> dict[str, tuple[Value, ...]]:
         """Return the values by run; of all runs if none are named."""
@@ -202,7 +215,7 @@ class Ledger:
             for part in [None] if runs is None else _portions(list(runs)):
                 chosen = query if part is None else query.where(table.c.run.in_(part))
                 for row in connection.execute(chosen):
-                    found.setdefault(row[0], []).append(Value(*row[1:]))
+                    found.setdefault(row[0], []).append(_value(*row[1:]))
         return {name: tuple(values) for name, values in found.items()}
 
     def details(self, run: str) -> Mapping[str, Any]:
@@ -210,7 +223,7 @@ class Ledger:
         query = schema.run.select().with_only_columns(schema.run.c.details)
         with self._transaction() as connection:
             row = connection.execute(query.where(schema.run.c.id == run)).first()
-        found: Mapping[str, Any] = {} if row is None else unpack(row[0])
+        found: Mapping[str, Any] = {} if row is None else unpack(row[0], f"{self.where}: run {run}")
         return found
 
     def every_details(self) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -219,7 +232,7 @@ class Ledger:
         query = table.select().with_only_columns(table.c.id, table.c.details)
         with self._transaction() as connection:
             for row in connection.execute(query.order_by(table.c.created, table.c.id)):
-                yield row[0], unpack(row[1])
+                yield row[0], unpack(row[1], f"{self.where}: run {row[0]}")
 
     def entries(self) -> Iterator[Entry]:
         """Yield every run with its values and details, oldest first."""
@@ -262,6 +275,14 @@ class Ledger:
         return found[0]
 
 
+def _value(
+    mode: str, tap: str, metric: str, value: Any, layer: int | None, statistic: str
+) -> Value:
+    # Some databases keep a NaN, which is neither above a limit nor below it.
+    number = value if isinstance(value, int | float) and math.isfinite(value) else None
+    return Value(mode, tap, metric, number, layer, statistic)
+
+
 def _portions(names: Sequence[str], size: int = 500) -> Iterator[Sequence[str]]:
     for at in range(0, len(names), size):
         yield names[at : at + size]
@@ -276,20 +297,8 @@ def pack(details: Mapping[str, Any]) -> bytes:
     return zlib.compress(msgspec.json.encode(details), 9)
 
 
-def unpack(content: bytes) -> Any:
-    """Return what `pack` packed."""
-    return msgspec.json.decode(zlib.decompress(content))
-
-
 def _row(entry: Entry) -> dict[str, Any]:
     row: dict[str, Any] = {name: getattr(entry.run, name) for name in _RUN_FIELDS}
-    for name in _JSON_FIELDS:
+    for name in JSON_FIELDS:
         row[name] = json.dumps(dict(row[name]), sort_keys=True)
     return {**row, "details": pack(entry.details)}
-
-
-def _run(row: Any) -> Run:
-    found = dict(zip(_RUN_FIELDS, row, strict=True))
-    for name in _JSON_FIELDS:
-        found[name] = json.loads(found[name])
-    return Run(**found)

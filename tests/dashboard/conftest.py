@@ -229,7 +229,8 @@ def site(
     (folder / "gate.toml").write_text(
         f'schema = 1\n[[checkpoint]]\nname = "tiny"\ndigest = "{digest}"\n'
         '[[require]]\nsubject = "relax"\ntargets = ["llvm", "cuda"]\n'
-        'dtypes = ["float16", "bfloat16"]\ncheckpoints = ["tiny"]\n[runs]\ncommit = "any"\n'
+        'dtypes = ["float16", "bfloat16"]\ncheckpoints = ["tiny"]\n'
+        '[runs]\nfactors = "any"\ncommit = "any"\n'
     )
     (folder / "waivers").mkdir()
     (folder / "waivers" / "cuda.toml").write_text(

@@ -57,7 +57,7 @@ def policy(tmp_path: Path, runs: Sequence[Run]) -> Callable[..., Path]:
             text += ["[[require]]", f'subject = "{subject}"', f'targets = ["{target}"]']
             text += [f'dtypes = ["{dtype}"]', 'checkpoints = ["tiny"]']
         if "[runs]" not in more:
-            more += '\n[runs]\ncommit = "any"\n'
+            more += '\n[runs]\nfactors = "any"\ncommit = "any"\n'
         place = tmp_path / "gate.toml"
         place.write_text("\n".join([*text, more]) + "\n")
         return place

@@ -130,7 +130,7 @@ def rewrite(ledger: Path, **changes: object) -> Entry:
 
 
 def test_only_runs_of_the_released_commit_speak(gate, policy, ledger):
-    place = policy(HEALTHY, more='[runs]\ncommit = "same"')
+    place = policy(HEALTHY, more='[runs]\nfactors = "any"\ncommit = "same"')
     ran = gate(place, ledger, "--commit", "c" * 40)
     assert ran.code == 3
     assert "no run at commit cccccccccccc; 16 at others" in ran.findings()["run"]["text"]
@@ -140,7 +140,7 @@ def test_only_runs_of_the_released_commit_speak(gate, policy, ledger):
 
 
 def test_a_later_success_does_not_outvote_a_divergence_of_the_same_commit(gate, policy, ledger):
-    place = policy(HEALTHY, more='[runs]\ncommit = "same"')
+    place = policy(HEALTHY, more='[runs]\nfactors = "any"\ncommit = "same"')
     rewrite(ledger, commit="c" * 40, verdict="diverges")
     rewrite(
         ledger,
@@ -155,7 +155,9 @@ def test_a_later_success_does_not_outvote_a_divergence_of_the_same_commit(gate, 
 
 def test_an_old_run_does_not_speak(gate, policy, ledger):
     # The history's runs are as old as they are; a millionth of a day is less.
-    ran = gate(policy(HEALTHY, more='[runs]\ncommit = "any"\nmax_age_days = 1e-6'), ledger)
+    ran = gate(
+        policy(HEALTHY, more='[runs]\nfactors = "any"\ncommit = "any"\nmax_age_days = 1e-6'), ledger
+    )
     assert ran.code == 3 and "older than 1e-06 days" in ran.findings()["run"]["text"]
 
 
