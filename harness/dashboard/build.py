@@ -160,7 +160,7 @@ def _data(site: Path, name: str, content: Any) -> None:
     """Write data as a script, which a page may load from disk where it may not fetch."""
     text = msgspec.json.encode(content).decode().replace("</", "<\\/")
     (site / "data" / f"{name}.js").write_text(
-        f'conform.receive("{name}", {text});\n', encoding="utf-8"
+        f"conform.receive({msgspec.json.encode(name).decode()}, {text});\n", encoding="utf-8"
     )
 
 

@@ -39,7 +39,11 @@ def take_in(source: Path, ledger: str) -> tuple[int, int]:
 def _read(source: Path) -> tuple[Sequence[Entry], Sequence[Anchor]]:
     from harness.ledger.sqlite_file import require_ledger
 
-    if source.is_dir():
+    try:
+        folder = source.is_dir()
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror}", where=str(source)) from error
+    if folder:
         from harness.ledger.parquet import read
 
         return read(source)

@@ -46,7 +46,11 @@ def export(ledger: Ledger, folder: Path) -> int:
         If the folder is there already or cannot be written, or pyarrow is missing.
     """
     arrow, parquet = _arrow()
-    if folder.exists():
+    try:
+        taken = folder.exists()
+    except OSError as error:
+        raise BadInput(f"cannot be written: {error.strerror}", where=str(folder)) from error
+    if taken:
         raise BadInput("is there already", where=str(folder), hint="name a folder that is not")
     entries = list(ledger.entries())
     runs = [{**_plain_run(one.run), "details": pack(one.details)} for one in entries]
@@ -98,6 +102,9 @@ def read(folder: Path) -> tuple[list[Entry], list[Anchor]]:
     values: dict[str, list[Value]] = {}
     for row in tables["values"]:
         values.setdefault(row.pop("run"), []).append(Value(**row))
+    for name, every in values.items():
+        if len({(value.mode, value.tap, value.metric) for value in every}) < len(every):
+            raise BadInput("is damaged: a value is there twice", where=f"{folder}: run {name}")
     entries = []
     for row in tables["runs"]:
         details = unpack(row.pop("details"), f"{folder}: run {row['id']}")

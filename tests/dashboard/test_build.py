@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.dashboard.build import build
+from harness.dashboard.build import _data, build
 from harness.errors import BadInput
 from harness.ledger.records import Entry
 from harness.ledger.store import Ledger
@@ -92,3 +92,9 @@ def test_the_command_says_what_it_made(recorded, tmp_path, monkeypatch, capsys):
     assert out.startswith(f"{tmp_path / 'site' / 'index.html'}: 89 runs, ")
     page = (Path(tmp_path) / "site" / "certificate.html").read_text()
     assert "not proven" in page or "Certificate" in page
+
+
+def test_a_name_with_a_quote_stays_a_name(tmp_path):
+    (tmp_path / "data").mkdir()
+    _data(tmp_path, 'a"b', [])
+    assert (tmp_path / "data" / 'a"b.js').read_text() == 'conform.receive("a\\"b", []);\n'

@@ -115,3 +115,8 @@ def test_any_reason_can_be_shown(gate, policy, ledger):
     (failure,) = ran.junit.findall("testcase/failure")
     assert "[/a] \ufffd" in str(failure.text)
     assert ElementTree.tostring(ran.junit)
+
+
+def test_a_gap_is_counted_once(gate, policy, ledger):
+    ran = gate(policy(("relax", "cuda", "float16")), ledger)
+    assert ran.code == 3 and "1 of 1 cells" in ran.out and ran.record["general"] == []

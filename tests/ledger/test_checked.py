@@ -90,3 +90,27 @@ def test_report_onto_a_file(tmp_path, make, command):
     out.write_text("mine")
     code, _, err = command("report", "--out", out, "--ledger", place)
     assert code == 2 and err.count("\n") == 1 and out.read_text() == "mine"
+
+
+def test_a_name_that_is_too_long(tmp_path, command):
+    place = tmp_path / "ledger.db"
+    with Ledger.open(place, write=True):
+        pass
+    for words in (("export", "x" * 300), ("import", "x" * 300)):
+        code, _, err = command("ledger", *words, "--ledger", place)
+        assert code == 2 and "File name too long" in err and err.count("\n") == 1, err
+
+
+def test_an_import_with_a_value_twice_makes_no_ledger(tmp_path, make, command):
+    import pyarrow
+    import pyarrow.parquet
+
+    place, tables, mine = tmp_path / "ledger.db", tmp_path / "tables", tmp_path / "mine.db"
+    with Ledger.open(place, write=True) as opened:
+        opened.write(make(1))
+    assert command("ledger", "export", tables, "--ledger", place)[0] == 0
+    file = tables / "values.parquet"
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(pyarrow.concat_tables([table, table.slice(0, 1)]), file)
+    code, _, err = command("ledger", "import", tables, "--ledger", mine)
+    assert code == 2 and "a value is there twice" in err and not mine.exists()
