@@ -218,4 +218,5 @@ class Oracle:
         else:
             # A view of somebody else's memory is only read here.
             plain = torch.from_numpy(given if given.flags.writeable else given.copy())
-        return plain.to(self.device).to(torch.float64)
+        # A copy even of float64: what the subject gave stays its own.
+        return plain.to(self.device).to(torch.float64, copy=True)

@@ -280,7 +280,7 @@ def test_a_decoder_that_loses_its_bias_is_told_from_a_tie(
     from harness.faults.library import parse
     from harness.subjects import relax
 
-    def faulty(checkpoint: Path, *, dtype: str, target: str, fault: Any = None) -> Any:
+    def faulty(checkpoint: Path, *, dtype: str, target: str, **more: Any) -> Any:
         return RelaxSubject(checkpoint, dtype, target, parse("decode-bias-absent", 4))
 
     monkeypatch.setattr(relax, "load", faulty)
