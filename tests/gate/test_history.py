@@ -65,7 +65,7 @@ def sample() -> list[Any]:
 
 @pytest.mark.parametrize("step", sample(), ids=lambda step: f"run-{step.number}")
 def test_a_sample_of_the_stored_values_comes_out_again(recorded, tmp_path, monkeypatch, step):
-    """As close as two healthy runs lie: sums of float32 hang on where their operands lie in memory."""
+    """As close as two healthy runs lie: float32 sums hang on where operands lie in memory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPT_CONFORM_COMMIT", "c" * 40)
     if "TVM_NUM_THREADS" not in os.environ:
