@@ -7,20 +7,8 @@ import math
 import pytest
 
 from cases.synthetic import make_checkpoint
+from examples.history.make import CONFIG, OWN
 from harness.ledger.store import Ledger
-
-CONFIG = {
-    "model_type": "mpt",
-    "d_model": 48,
-    "n_layers": 2,
-    "n_heads": 6,
-    "vocab_size": 97,
-    "max_seq_len": 64,
-    "expansion_ratio": 4,
-    "no_bias": True,
-    "attn_config": {"alibi": True, "clip_qkv": 6},
-}
-OWN = "examples.own_mpt:load"
 
 
 @pytest.fixture
