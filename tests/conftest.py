@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import shutil
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -19,7 +21,14 @@ settings.register_profile("ci", deadline=None, derandomize=True, database=None, 
 settings.load_profile("dev")
 
 
-HISTORY = pathlib.Path(__file__).parents[1] / "examples" / "history" / "tables"
+HISTORY = pathlib.Path(__file__).parents[1] / "examples" / "history"
+
+
+@pytest.fixture(scope="session")
+def small_config() -> dict[str, Any]:
+    """The model of `examples/history`; the folder is read, for no test may import from it."""
+    read: dict[str, Any] = json.loads((HISTORY / "config.json").read_text())
+    return read
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +37,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     from harness.ledger.exchange import take_in
 
     place = tmp_path_factory.mktemp("recorded") / "ledger.db"
-    take_in(HISTORY, str(place))
+    take_in(HISTORY / "tables", str(place))
     return place
 
 

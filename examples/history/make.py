@@ -22,17 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-CONFIG = {
-    "model_type": "mpt",
-    "d_model": 48,
-    "n_layers": 2,
-    "n_heads": 6,
-    "vocab_size": 97,
-    "max_seq_len": 64,
-    "expansion_ratio": 4,
-    "no_bias": True,
-    "attn_config": {"alibi": True, "clip_qkv": 6},
-}
+CONFIG = json.loads(Path(__file__).with_name("config.json").read_text())
 OWN = "examples.own_mpt:load"
 ORDERED = "examples.history.subjects:Ordered"
 BREAK = "alibi-inverse-square"

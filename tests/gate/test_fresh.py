@@ -7,13 +7,14 @@ import math
 import pytest
 
 from cases.synthetic import make_checkpoint
-from examples.history.make import CONFIG, OWN
 from harness.ledger.store import Ledger
+
+OWN = "examples.own_mpt:load"
 
 
 @pytest.fixture
-def checkpoint(tmp_path):
-    return make_checkpoint(tmp_path / "tiny", CONFIG, seed=3, dtype="float32")
+def checkpoint(tmp_path, small_config):
+    return make_checkpoint(tmp_path / "tiny", small_config, seed=3, dtype="float32")
 
 
 def test_missing_runs_are_made_once(tmp_path, monkeypatch, gate, policy, runs, checkpoint):

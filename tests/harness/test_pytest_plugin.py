@@ -7,6 +7,7 @@ import sys
 import tomllib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,24 +16,13 @@ from harness.ledger.store import Ledger
 
 ROOT = Path(__file__).parents[2]
 OWN = "examples.own_mpt:load"
-CONFIG = {
-    "model_type": "mpt",
-    "d_model": 48,
-    "n_layers": 2,
-    "n_heads": 6,
-    "vocab_size": 97,
-    "max_seq_len": 64,
-    "expansion_ratio": 4,
-    "no_bias": True,
-    "attn_config": {"alibi": True, "clip_qkv": 6},
-}
 CHAPTERS = ("tensors", "ends", "alibi", "layer-0", "layer-1", "deployed", "coverage")
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(tmp_path_factory: pytest.TempPathFactory, small_config: dict[str, Any]) -> Path:
     """A checkpoint, made before pytester looks: it forgets modules, and torch loads only once."""
-    return make_checkpoint(tmp_path_factory.mktemp("plugin"), CONFIG, seed=3, dtype="float32")
+    return make_checkpoint(tmp_path_factory.mktemp("plugin"), small_config, seed=3, dtype="float32")
 
 
 @pytest.fixture

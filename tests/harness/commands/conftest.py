@@ -12,17 +12,6 @@ import pytest
 from cases.synthetic import make_checkpoint
 from harness.cli import main
 
-CONFIG = {
-    "model_type": "mpt",
-    "d_model": 48,
-    "n_layers": 2,
-    "n_heads": 6,
-    "vocab_size": 97,
-    "max_seq_len": 64,
-    "expansion_ratio": 4,
-    "no_bias": True,
-    "attn_config": {"alibi": True, "clip_qkv": 6},
-}
 IDS = [[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12], [5, 4, 3, 2, 1, 96, 95, 94, 93, 92, 91, 90]]
 
 
@@ -51,9 +40,9 @@ def command(monkeypatch, capsys):
 
 
 @pytest.fixture(scope="session")
-def small(tmp_path_factory):
+def small(tmp_path_factory, small_config):
     """A float32 checkpoint of two layers; not to be changed."""
-    return make_checkpoint(tmp_path_factory.mktemp("small"), CONFIG, seed=3, dtype="float32")
+    return make_checkpoint(tmp_path_factory.mktemp("small"), small_config, seed=3, dtype="float32")
 
 
 @pytest.fixture
@@ -63,8 +52,8 @@ def copied(small, tmp_path):
 
 
 @pytest.fixture(scope="session")
-def config():
-    return CONFIG
+def config(small_config):
+    return small_config
 
 
 @pytest.fixture(scope="session")
