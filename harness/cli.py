@@ -124,6 +124,12 @@ def check(
     bundle: Annotated[
         Path | None, typer.Option(help="Use this compiled model; see `build`.")
     ] = None,
+    stream: Annotated[
+        bool | None,
+        typer.Option(
+            help="Hold one block's weights at a time, from disk; if the model does not fit, anyway."
+        ),
+    ] = None,
 ) -> None:
     """Judge a subject on a checkpoint and say where it first diverges."""
     from rich.console import Console
@@ -149,6 +155,7 @@ def check(
         max_tokens=max_tokens,
         diagnose=diagnose,
         bundle=bundle,
+        stream=stream,
     )
     progress = _Progress()
     try:

@@ -6,7 +6,7 @@ from collections.abc import Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
-from harness.judge.coverage import Axis, Omission, axis
+from harness.judge.coverage import Axis, Omission
 from harness.judge.verdict import Row
 from harness.measure.arrival import Arrival
 from harness.measure.paths import split_checks
@@ -14,7 +14,7 @@ from harness.measure.records import Skip
 from harness.measure.relations import split_relations
 from harness.measure.run import Case
 from harness.measure.taps import Place, places
-from harness.subjects.protocol import path_capabilities
+from harness.subjects.protocol import left_out, path_capabilities
 from harness.tensors import Topology
 
 
@@ -132,12 +132,25 @@ def _paths(config: Any, subject: Any, seen: Set[Place]) -> tuple[Axis, ...]:
     """Return the axis of paths over a cache and of relations; none where a subject has neither.
 
     Unlike a tap, which every MPT has inside whether it shows it or not, a path that is not there is
-    not part of what was asked to conform: the report names the methods that the subject lacks.
+    not part of what was asked to conform: the report names the methods that the subject lacks. One
+    that a subject says it leaves out is part of it, and counted as left out.
     """
-    offers = path_capabilities(subject)
-    names = {f"paths.{check.name}" for check in split_checks(offers, config)[0]}
-    names |= {f"paths.{relation.name}" for relation in split_relations(offers, config)[0]}
-    return (axis("paths", names, {place.tap for place in seen}),) if names else ()
+    there, beyond = path_capabilities(subject), left_out(subject)
+    every = there | set(beyond)
+    checks, relations = split_checks(every, config)[0], split_relations(every, config)[0]
+    needs = {f"paths.{check.name}": check.needs for check in checks}
+    needs |= {f"paths.{relation.name}": ("attend",) for relation in relations}
+    if not needs:
+        return ()
+    compared = needs.keys() & {place.tap for place in seen}
+    reasons: dict[str, int] = {}
+    for name in needs.keys() - compared:
+        lacking = [method for method in needs[name] if method not in there]
+        if lacking:
+            reason = beyond[lacking[0]]
+            reasons[reason] = reasons.get(reason, 0) + 1
+    omissions = tuple(Omission(count, reason) for reason, count in reasons.items())
+    return (Axis("paths", len(needs), len(compared), omissions),)
 
 
 def _method(place: Place) -> str:

@@ -6,21 +6,29 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
+from harness.checkpoint.dtypes import BY_NAME
+from harness.measure.oracle import WIDENED
+from harness.measure.paths import LENGTH, ROWS
 from harness.measure.run import Case
 from harness.measure.taps import BLOCK_PREFIX, block_widths
 
+ORDERS = 8
+"""Evaluation orders of a check, about: they are known for certain once the subject is there."""
 _WIDE = 8
 _NARROW = 4
+# A matrix that is not widened once is widened so many rows at a time (`reference.arithmetic`).
+_ROWS_AT_A_TIME = 2048
 # Chained and local results, their copies in float64, and what statistics need for a moment.
 _COPIES = 4
 
 
 def memory(
-    config: Any, topology: Mapping[str, Sequence[int]], cases: Sequence[Case], orders: int
+    config: Any, topology: Mapping[str, Sequence[int]], cases: Sequence[Case], orders: int = ORDERS
 ) -> int:
     """Return the bytes that the oracle's arrays take at their peak, beside the subject's own.
 
-    One part of the model is held in float64 and in float32; the streams of all cases wait for the
+    One part of the model is held, in float64 and in float32 or, where it is large, in the storage
+    dtype with a piece of a matrix widened; the streams of all cases wait for the
     next part; and of one case at a time the widest tap exists as golden, as every order, as the
     subject's, several times over while statistics are taken.
 
@@ -35,17 +43,43 @@ def memory(
     orders
         Number of evaluation orders, unrounded ones included.
     """
-    parts: dict[str, int] = {}
-    for name, shape in topology.items():
-        inside = name.startswith(BLOCK_PREFIX + ".")
-        part = name.removeprefix(BLOCK_PREFIX + ".").split(".")[0] if inside else "ends"
-        parts[part] = parts.get(part, 0) + prod(shape)
-    weights = max(parts.values()) * (_WIDE + _NARROW)
+    largest = max(_parts(topology).values())
+    weights = largest * (_WIDE + _NARROW)
+    if largest * _WIDE > WIDENED:
+        columns = max(shape[-1] for shape in topology.values())
+        # As it is stored, at most; the mapped file beside it; and two pieces of a matrix.
+        weights = 2 * largest * _NARROW + 2 * _ROWS_AT_A_TIME * columns * _WIDE
     positions = [int(case.ids.size) for case in cases]
     streams = sum(positions) * config.d_model * _WIDE * (orders + 2)
     every = sum(block_widths(config).values())
     widest = max(every, config.vocab_size)
     return int(weights + streams + max(positions) * widest * _WIDE * _COPIES * (orders + 2))
+
+
+def _parts(topology: Mapping[str, Sequence[int]]) -> dict[str, int]:
+    """Return the number of elements of each layer, and of the two ends together."""
+    parts: dict[str, int] = {}
+    for name, shape in topology.items():
+        inside = name.startswith(BLOCK_PREFIX + ".")
+        part = name.removeprefix(BLOCK_PREFIX + ".").split(".")[0] if inside else "ends"
+        parts[part] = parts.get(part, 0) + prod(shape)
+    return parts
+
+
+def whole(config: Any, topology: Mapping[str, Sequence[int]], dtype: str) -> int:
+    """Return the bytes of a subject that holds all of its weights and runs every path.
+
+    The largest of the paths are all the ways to split a few rows: their logits exist as the
+    subject's, as the golden's and as every order's.
+    """
+    weights = sum(map(prod, topology.values())) * BY_NAME[dtype].numpy.itemsize
+    length = min(LENGTH, config.max_seq_len)
+    return int(weights + ROWS * length * length * config.vocab_size * _WIDE * (ORDERS + 3))
+
+
+def streamed(topology: Mapping[str, Sequence[int]], dtype: str) -> int:
+    """Return the bytes of a subject that holds one layer or the ends, and what it is read from."""
+    return 2 * max(_parts(topology).values()) * BY_NAME[dtype].numpy.itemsize
 
 
 def size(amount: int) -> str:

@@ -34,7 +34,8 @@ from harness.measure.trace_walk import TraceWalk
 from harness.measure.traces import Dump
 from harness.report import build
 from harness.report.record import SCHEMA, CheckpointRecord, Report, SubjectRecord
-from harness.subjects.load import Loaded, load_subject
+from harness.streaming import Choice, Need, choose
+from harness.subjects.load import STREAMED, Loaded, load_subject
 from harness.subjects.protocol import (
     OPTIONAL_METHODS,
     PATH_METHODS,
@@ -50,7 +51,10 @@ SHIPPED = Path(__file__).parent.parent / "cases" / "checkpoints" / "mpt-tiny-eng
 
 @dataclass(frozen=True)
 class Request:
-    """What to check; fields as the options of ``mpt-conform check``."""
+    """What to check; fields as the options of ``mpt-conform check``.
+
+    ``stream`` is ``None`` where the memory that is there decides.
+    """
 
     checkpoint: Path = SHIPPED
     subject: str = "relax"
@@ -64,6 +68,7 @@ class Request:
     device: str = "cpu"
     diagnose: bool = True
     bundle: Path | None = None
+    stream: bool | None = None
 
 
 def parse_config(raw: dict[str, Any], where: str) -> Any:
@@ -165,7 +170,8 @@ def check(
     layers = _layers(request.layers, config.n_layers)
     fault = parse(request.fault, config.n_layers) if request.fault is not None else None
 
-    dump = None
+    dump: Dump | None = None
+    choice: Choice | None = None
     if request.traces is not None:
         _require_plain(request)
         dump = Dump.open(request.traces, config, request.dtype, checkpoint.digest)
@@ -176,7 +182,10 @@ def check(
         cases = load_cases(
             request.prompts, config, request.checkpoint, max_tokens=request.max_tokens
         )
-        progress(f"loading {request.subject}")
+        can = given is None and request.bundle is None and request.subject in STREAMED
+        need = Need.of(config, topology, cases, request.dtype)
+        choice = choose(request.stream if given is None else None, can, need)
+        progress(f"loading {request.subject}; {choice.sentence}")
         loaded = (
             Loaded(given)
             if given is not None
@@ -187,6 +196,7 @@ def check(
                 target=request.target,
                 fault=fault,
                 bundle=request.bundle,
+                stream=choice.stream,
             )
         )
     subject = loaded.subject
@@ -279,7 +289,7 @@ def check(
             digest=checkpoint.digest,
             config=checkpoint.config,
             tensors=len(topology),
-            notes=_notes(config, material.inventory.aliases),
+            notes=_notes(config, material.inventory.aliases, choice),
         ),
         compared=build.axes_record(axes),
         first_divergence=build.divergence_record(first),
@@ -291,13 +301,14 @@ def check(
         diagnosis=build.diagnosis_record(diagnosis),
         environment=environment(),
         seconds=time.perf_counter() - started,
-        reproduce=reproduce(request),
+        reproduce=reproduce(request, stream=choice is not None and choice.stream),
     )
 
 
 def _require_plain(request: Request) -> None:
     """Refuse what a dump cannot follow: it holds its own cases, and nothing of it is run."""
     for option, value in (
+        ("--stream", request.stream),
         ("--fault", request.fault),
         ("--prompts", request.prompts),
         ("--max-tokens", request.max_tokens),
@@ -311,8 +322,8 @@ def _require_plain(request: Request) -> None:
             )
 
 
-def reproduce(request: Request) -> str:
-    """Return the command that repeats a check."""
+def reproduce(request: Request, *, stream: bool = False) -> str:
+    """Return the command that repeats a check, block by block if it was `stream`-ed."""
     import shlex
 
     words = ["mpt-conform", "check"]
@@ -333,6 +344,8 @@ def reproduce(request: Request) -> str:
             words += [option, str(value)]
     if request.layers is not None:
         words += ["--layers", ",".join(map(str, sorted(request.layers)))]
+    if stream or request.stream is not None:
+        words.append("--stream" if stream else "--no-stream")
     return shlex.join(words)
 
 
@@ -347,9 +360,11 @@ def _layers(chosen: frozenset[int] | None, n_layers: int) -> frozenset[int]:
     return chosen
 
 
-def _notes(config: Any, aliases: tuple[str, ...]) -> tuple[str, ...]:
+def _notes(config: Any, aliases: tuple[str, ...], choice: Choice | None) -> tuple[str, ...]:
     notes = [f"config field {name} is not known and was not used" for name in config.unknown]
     notes += [f"tensor {name} repeats the tied embedding" for name in aliases]
+    if choice is not None and choice.note:
+        notes.append(choice.note)
     return tuple(notes)
 
 

@@ -88,6 +88,8 @@ class Reference:
         How to evaluate; the original's own order by default.
     device
         Where torch computes.
+    keep
+        Keep the weights of every part that was used, not of the last one alone.
     """
 
     def __init__(
@@ -98,18 +100,22 @@ class Reference:
         storage: StorageName = "float32",
         order: Order | None = None,
         device: str = "cpu",
+        keep: bool = True,
     ) -> None:
         self.config = config if isinstance(config, MPTConfig) else MPTConfig.from_dict(config)
         self.read = read
         self.storage = storage
         self.order = ORIGINAL(storage) if order is None else order
         self.device = device
+        self.keep = keep
         self._parts: dict[str, BlockWeights] = {}
 
     def weights(self, part: int | str) -> BlockWeights:
-        """Return the tensors of a layer, or of ``"embed"`` or ``"head"``, read once and kept."""
+        """Return the tensors of a layer, or of ``"embed"`` or ``"head"``, and keep them."""
         key = str(part)
         if key not in self._parts:
+            if not self.keep:
+                self._parts.clear()
             self._parts[key] = self._load(part)
         return self._parts[key]
 

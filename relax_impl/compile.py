@@ -181,6 +181,8 @@ def compile_model(
     dtype: str,
     target: str = "llvm",
     operations: LayerOperations | None = None,
+    *,
+    whole: bool = True,
 ) -> Library:
     """Compile a model, or find it compiled.
 
@@ -195,6 +197,8 @@ def compile_model(
     operations
         Layer to building blocks (-1 embedding, n_layers head); by default the target's fastest.
         Layers that get equal `Operations` share a function, so return the same object.
+    whole
+        False for a model whose layers are called one by one: see `graph.build_graph`.
 
     Returns
     -------
@@ -203,12 +207,13 @@ def compile_model(
     """
     use_all_cores()
     resolved = resolve(target)
-    note = None if operations else index.note(cache_directory(), config, dtype, str(resolved))
+    made_of = (config, dtype, str(resolved), whole)
+    note = None if operations else index.note(cache_directory(), *made_of)
     known = index.read(note) if note else None
     if known is None or not _intact(cache_directory() / known.library):
         best = default_operations(target)
         with resolved:
-            graph = build_graph(config, dtype, operations or (lambda layer: best))
+            graph = build_graph(config, dtype, operations or (lambda layer: best), whole=whole)
         path = cache_directory() / f"{cache_key(graph.module, resolved)}.so"
         cached = _intact(path)
         if not cached:

@@ -151,7 +151,9 @@ def _after_a_past(ops: Operations, past: Past) -> Operations:
     return dataclasses.replace(ops, attention=attention, positions=positions)
 
 
-def build_graph(config: MPTConfig, dtype: str, operations: LayerOperations) -> Graph:
+def build_graph(
+    config: MPTConfig, dtype: str, operations: LayerOperations, *, whole: bool = True
+) -> Graph:
     """Write the functions embed, block, attend, head, forward, extend and last.
 
     `extend` is forward with a past: new ids (b, s), the number of slots each sequence holds and of
@@ -168,6 +170,9 @@ def build_graph(config: MPTConfig, dtype: str, operations: LayerOperations) -> G
         Storage dtype of weights and hidden states, one of `DTYPES`.
     operations
         Building blocks, per layer.
+    whole
+        False leaves out what takes the weights of every layer at once, forward, extend and last,
+        and writes layer: a block without taps, of which forward is a chain.
 
     Returns
     -------
@@ -232,6 +237,15 @@ def build_graph(config: MPTConfig, dtype: str, operations: LayerOperations) -> G
         name = variant_name("block", variant)
         build.add(name, hidden, [(name, block_named[name]) for name in block_names], one_block)
         build.add(variant_name("attend", variant), queries | keys, [], attend)
+        if not whole:
+
+            def one_layer(hidden: Tensor, ops: Operations = ops) -> Tensor:
+                return block.forward(ops, hidden)
+
+            parameters = [(key, block_named[key]) for key in block_names]
+            build.add(variant_name("layer", variant), hidden, parameters, one_layer)
+    if not whole:
+        return Graph(build.builder.finalize(), build.functions, tuple(table), layout)
     build.add("forward", ids, list(named.items()), forward)
     caches: dict[str, tuple[tuple[Any, ...], str]] = {}
     for layer in range(config.n_layers):

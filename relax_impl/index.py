@@ -47,7 +47,7 @@ def sources() -> str:
     return digest.hexdigest()
 
 
-def note(directory: Path, config: MPTConfig, dtype: str, target: str) -> Path:
+def note(directory: Path, config: MPTConfig, dtype: str, target: str, whole: bool = True) -> Path:
     """Return where the note of a config is, or would be.
 
     Parameters
@@ -56,8 +56,18 @@ def note(directory: Path, config: MPTConfig, dtype: str, target: str) -> Path:
         Of the libraries.
     config, dtype, target
         What the library is made from; the target in full, with its instruction set.
+    whole
+        Whether it holds functions of the whole model.
     """
-    parts = (tvm.__version__, tvm_ffi.__version__, sources(), repr(config), dtype, target)
+    parts = (
+        tvm.__version__,
+        tvm_ffi.__version__,
+        sources(),
+        repr(config),
+        dtype,
+        target,
+        str(whole),
+    )
     digest = hashlib.sha256("\0".join(parts).encode())
     return directory / f"{digest.hexdigest()}.json"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -238,6 +238,45 @@ def load_parameters(
     if misshapen:
         raise WeightMapError(misshapen=misshapen)
     return Parameters(config, dtype, weight_map.layout, tensors)
+
+
+def lazy_parameters(
+    config: MPTConfig,
+    checkpoint: CheckpointReader,
+    dtype: str,
+    weight_map: WeightMap | None = None,
+) -> Parameters:
+    """Return parameters of which each is read and converted whenever it is asked for, and not kept.
+
+    Parameters and errors as `load_parameters`; a shape that does not fit is raised when the tensor
+    is asked for.
+    """
+    weight_map = weight_map or mapping(config)
+    check(config, checkpoint, weight_map)
+    return Parameters(
+        config, dtype, weight_map.layout, _Lazy(config, checkpoint, dtype, weight_map)
+    )
+
+
+class _Lazy(Mapping[str, Array]):
+    def __init__(
+        self, config: MPTConfig, checkpoint: CheckpointReader, dtype: str, weight_map: WeightMap
+    ) -> None:
+        self._read, self._dtype, self._map = checkpoint.read, dtype, weight_map
+        self._shapes = parameter_shapes(config, weight_map.layout)
+
+    def __getitem__(self, name: str) -> Array:
+        tensor = apply(self._map, name, self._read, self._dtype)
+        if tensor.shape != self._shapes[name]:
+            found = f"{name}: expected {self._shapes[name]}, mapped to {tensor.shape}"
+            raise WeightMapError(misshapen=[found])
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._map.param_map)
+
+    def __len__(self) -> int:
+        return len(self._map.param_map)
 
 
 def apply(weight_map: WeightMap, name: str, read: Callable[[str], Array], dtype: str) -> Array:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from tvm import relax
 
 from relax_impl.compile import Library
 from relax_impl.graph import variant_name
-from relax_impl.loader import Parameters
+from relax_impl.loader import Parameters, numpy_dtype
+from relax_impl.resident import OneLayer
 
 Array = NDArray[Any]
 
@@ -36,7 +37,10 @@ class Model:
     library
         From `compile_model`.
     parameters
-        From `load_parameters`, made for the same config, dtype and layout.
+        From `load_parameters` or `lazy_parameters`, made for the same config, dtype and layout.
+    by_layer
+        Hold the weights of one layer at a time, each loaded when it is called; `forward` then goes
+        from layer to layer. For a library compiled with ``whole=False``.
 
     Raises
     ------
@@ -44,7 +48,7 @@ class Model:
         Library and parameters do not fit, or the machine lacks the library's device.
     """
 
-    def __init__(self, library: Library, parameters: Parameters) -> None:
+    def __init__(self, library: Library, parameters: Parameters, *, by_layer: bool = False) -> None:
         if library.executable is None:
             raise InputError(f"target: this machine has no {library.target} device")
         for field in ("config", "dtype", "layout"):
@@ -57,11 +61,14 @@ class Model:
         self.config = library.config
         self.dtype = library.dtype
         self.device = tvm.device("cpu" if library.target == "llvm" else library.target)
-        self.numpy_dtype = next(
-            a.dtype for a in parameters.tensors.values() if str(a.dtype) == library.dtype
-        )
+        self.numpy_dtype = numpy_dtype(library.dtype)
         self._machine = relax.VirtualMachine(library.executable, self.device)
-        self._weights = {name: self._tensor(value) for name, value in parameters.tensors.items()}
+        tensors = parameters.tensors
+        self.weights: Mapping[str, Any] = (
+            OneLayer(tensors, self._tensor)
+            if by_layer
+            else {name: self._tensor(value) for name, value in tensors.items()}
+        )
 
     def embed(self, ids: Any) -> dict[str, Array]:
         """Embedding taps of ids (b, s): transformer.wte, maybe transformer.wpe, and hidden."""
@@ -79,8 +86,15 @@ class Model:
 
     def forward(self, ids: Any) -> NDArray[np.float32]:
         """Logits (b, s, vocab_size) of ids (b, s) by the deployed function, without taps."""
-        result = self._call("forward", "", self._ids(ids))
-        return result.numpy()
+        given = self._ids(ids)
+        if "forward" in self.library.functions:
+            return self._call("forward", "", given).numpy()
+        taps = self.library.functions["embed"].outputs
+        stream = self._call("embed", "", given)[taps.index("hidden")]
+        for layer in range(self.config.n_layers):
+            name = variant_name("layer", self._variant(layer))
+            stream = self._call(name, f"transformer.blocks.{layer}.", stream)
+        return self.unembed(stream)
 
     def attend(self, q: Array, k: Array, v: Array, layer: int = 0) -> Array:
         """Context (b, sq, H, D) by the attention that `layer` uses.
@@ -119,7 +133,7 @@ class Model:
 
     def _call(self, function: str, prefix: str, *inputs: Any) -> Any:
         names = self.library.functions[function].parameters
-        return self._machine[function](*inputs, *(self._weights[prefix + name] for name in names))
+        return self._machine[function](*inputs, *(self.weights[prefix + name] for name in names))
 
     def _taps(self, function: str, name: str, prefix: str, value: Any) -> dict[str, Array]:
         outputs = self.library.functions[name].outputs

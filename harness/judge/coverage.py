@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -45,9 +44,3 @@ class Axis:
     def full(self) -> bool:
         """Whether everything expected was compared."""
         return self.expected == self.compared > 0
-
-
-def axis(name: str, expected: Iterable[object], compared: Iterable[object]) -> Axis:
-    """Return an axis without omissions from two collections of distinct items."""
-    wanted = set(expected)
-    return Axis(name, len(wanted), len(wanted & set(compared)))

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 Read = Callable[[str], Array]
 Taps = Mapping[str, Any]
+WIDENED = 2**26
+"""Bytes of a part in float64 up to which it is widened once and kept. A larger one stays as it is
+stored, and each use widens a few rows at a time: a 7B block takes 0.4 GB instead of 2.4 GB."""
+_PIECE = 2**22
 
 
 def flat(tensor: Any) -> Float:
@@ -36,9 +40,14 @@ def stored(read: Read, dtype: str) -> Read:
         array = read(name)
         if array.dtype == target:
             return array
+        result = np.empty(array.shape, target)
+        source, rounded = array.reshape(-1), result.reshape(-1)
         with np.errstate(over="ignore"):
-            # float64 holds every source exactly and rounds to nearest once.
-            return array.astype(np.float64).astype(target)
+            for start in range(0, source.size, _PIECE):
+                # float64 holds every source exactly and rounds to nearest once.
+                piece = source[start : start + _PIECE].astype(np.float64)
+                rounded[start : start + _PIECE] = piece.astype(target)
+        return result
 
     return read_stored
 
@@ -53,7 +62,10 @@ class Evaluation:
 
 
 class Part:
-    """One block, the embedding or the head, with its weights in float64 and float32."""
+    """One block, the embedding or the head, with its weights.
+
+    On the CPU a part of more than `WIDENED` bytes is held in the storage dtype alone.
+    """
 
     def __init__(self, oracle: Oracle, part: int | str) -> None:
         from reference import model
@@ -67,8 +79,11 @@ class Part:
 
         self._oracle = oracle
         self.part = part
-        self.wide = load(dtype="float64", device=oracle.device)
-        self.narrow = load(dtype="float32", device=oracle.device)
+        self.wide = self.narrow = load(device=oracle.device)
+        size = sum(tensor.numel() for tensor in self.wide.values()) * 8
+        if size <= WIDENED or oracle.device != "cpu":
+            self.wide = _as(self.wide, "float64")
+            self.narrow = _as(self.narrow, "float32")
 
     def _weights(self, order: Order) -> Any:
         return self.wide if order.compute == "float64" else self.narrow
@@ -117,6 +132,12 @@ class Part:
         else:
             steps = model.block_steps(oracle.config, oracle.golden_like)
         return next(step.inputs for step in steps if step.tap == tap)
+
+
+def _as(weights: Any, dtype: str) -> Any:
+    import torch
+
+    return type(weights)({name: t.to(getattr(torch, dtype)) for name, t in weights.items()})
 
 
 class Oracle:

@@ -166,6 +166,8 @@ def _compared(report: Report, console: Console) -> None:
     if report.subject.lacks:
         lacks = ", ".join(report.subject.lacks)
         console.print(f"  the subject has no: {lacks}", highlight=False, soft_wrap=True)
+    for note in report.checkpoint.notes:
+        console.print(f"  {note}", highlight=False, soft_wrap=True)
     rounding = ", ".join(f"{k} {v}" for k, v in report.subject.rounding.items())
     console.print(f"  declared rounding: {rounding}", highlight=False, soft_wrap=True)
     cost = report.conversion

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from harness.faults.model import Planted
 
 BUILT_IN = ("relax", "torch", "transformers")
+STREAMED = ("relax", "torch")
+"""Subjects that can hold the weights of one layer at a time."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ def load_subject(
     target: str,
     fault: Planted | None = None,
     bundle: Path | None = None,
+    stream: bool = False,
 ) -> Loaded:
     """Make a subject.
 
@@ -60,6 +63,8 @@ def load_subject(
         A fault to plant, ``relax`` only.
     bundle
         A compiled model to use, ``relax`` only, and without a fault.
+    stream
+        Hold the weights of one layer at a time; `STREAMED` only, and without a bundle.
 
     Raises
     ------
@@ -70,17 +75,29 @@ def load_subject(
         raise BadInput("faults can only be planted in the relax subject", where="--fault")
     if bundle is not None and (fault is not None or name != "relax"):
         raise BadInput("only the relax subject without a fault comes in one", where="--bundle")
+    if stream and name not in STREAMED:
+        raise BadInput(
+            "loads its weights itself",
+            where=f"--stream with --subject {name}",
+            expected=" or ".join(STREAMED),
+        )
+    if stream and bundle is not None:
+        raise BadInput("a bundle holds the whole model", where="--stream with --bundle")
     if name == "relax":
         from harness.subjects.relax import load as load_relax
 
         return _guarded(
-            lambda: load_relax(checkpoint, dtype=dtype, target=target, fault=fault, bundle=bundle),
+            lambda: load_relax(
+                checkpoint, dtype=dtype, target=target, fault=fault, bundle=bundle, stream=stream
+            ),
             name,
         )
     if name == "torch":
         from harness.subjects.torch import load as load_torch
 
-        return _guarded(lambda: load_torch(checkpoint, dtype=dtype, target=target), name)
+        return _guarded(
+            lambda: load_torch(checkpoint, dtype=dtype, target=target, stream=stream), name
+        )
     if name == "transformers":
         from harness.subjects.transformers import load as load_transformers
 

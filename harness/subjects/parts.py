@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -66,10 +67,12 @@ class DeployedTorchParts(TorchParts):
     model
         Offers ``attend`` and ``config`` too.
     parameters
-        The weights as they are held, by tensor name.
+        Returns the weights as they are held, by tensor name.
     """
 
-    def __init__(self, model: Any, name: str, dtype: str, parameters: Any) -> None:
+    def __init__(
+        self, model: Any, name: str, dtype: str, parameters: Callable[[], Mapping[str, Array]]
+    ) -> None:
         super().__init__(model, name, dtype)
         self._held = parameters
 
@@ -87,6 +90,6 @@ class DeployedTorchParts(TorchParts):
         shape = AttentionShape.of(config, self.dtype)
         return probe_bias(attend, shape, rates, query_length, key_length)
 
-    def parameters(self) -> dict[str, Array]:
+    def parameters(self) -> Mapping[str, Array]:
         """Return the weights as they are held."""
-        return dict(self._held())
+        return self._held()

@@ -88,6 +88,9 @@ class Subject(Protocol):
         Storage dtype: ``"float16"``, ``"bfloat16"`` or ``"float32"``.
     rounding
         Declared rounding points; the original's order if the attribute is missing.
+    left_out
+        Methods of `PATH_METHODS` that a deployment has and this object cannot run, each with the
+        reason; none if the attribute is missing. The report counts what needs them as left out.
     """
 
     name: str
@@ -130,6 +133,11 @@ def path_capabilities(subject: object) -> frozenset[str]:
     if getattr(subject, "protocol", PROTOCOL_VERSION) < 2:
         return frozenset()
     return frozenset(name for name in PATH_METHODS if callable(getattr(subject, name, None)))
+
+
+def left_out(subject: object) -> Mapping[str, str]:
+    """Return the methods that a subject leaves out on purpose, with its reasons."""
+    return getattr(subject, "left_out", {})
 
 
 def capabilities(subject: object) -> frozenset[str]:

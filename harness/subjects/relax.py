@@ -81,8 +81,8 @@ class Deployed:
         return self._model.attend(q, k, v)
 
 
-class RelaxSubject(Deployed):
-    """The compiled model with its weights.
+class Parts:
+    """The compiled model with its weights, called part by part.
 
     Parameters
     ----------
@@ -94,6 +94,8 @@ class RelaxSubject(Deployed):
         A fault to plant.
     bundle
         Where the compiled model comes from, in place of a compiler.
+    by_layer
+        Hold the weights of one layer at a time.
     """
 
     def __init__(
@@ -103,10 +105,12 @@ class RelaxSubject(Deployed):
         target: str,
         fault: Planted | None = None,
         bundle: Path | None = None,
+        *,
+        by_layer: bool = False,
     ) -> None:
         from relax_impl.compile import compile_model, default_roundings
         from relax_impl.config import MPTConfig
-        from relax_impl.loader import load_parameters, mapping
+        from relax_impl.loader import lazy_parameters, mapping
         from relax_impl.runtime import Model
 
         opened = Checkpoint.open(checkpoint)
@@ -114,10 +118,11 @@ class RelaxSubject(Deployed):
         config = true_config
         if fault is not None and fault.fault.config is not None:
             config = fault.fault.config(config)
+        operations = planted_operations(fault, target)
         library = (
             _of_bundle(bundle, config, dtype, target)
             if bundle is not None
-            else compile_model(config, dtype, target, operations=planted_operations(fault, target))
+            else compile_model(config, dtype, target, operations, whole=not by_layer)
         )
         if library.executable is None:
             raise NotProven(
@@ -129,16 +134,15 @@ class RelaxSubject(Deployed):
         if fault is not None and fault.fault.weights is not None:
             weight_map = fault.fault.weights(weight_map, config, fault.layer)
         reader = _WithoutAliases(opened, true_config.tie_word_embeddings)
-        self._parameters = load_parameters(config, reader, dtype, weight_map)
-        super().__init__(Model(library, self._parameters))
+        # One tensor at a time on its way to the device: the model is in memory once.
+        parameters = lazy_parameters(config, reader, dtype, weight_map)
+        self._model = Model(library, parameters, by_layer=by_layer)
         self._config = config
         places: dict[str, Any] = default_roundings(config, dtype, target)
         self.rounding = Rounding(**places)
         self.name = f"relax-{library.target}"
         self.dtype = dtype
         self.compile_cached = library.cached
-        if fault is not None and fault.fault.calls is not None:
-            fault.fault.calls(self)
 
     def embed(self, input_ids: Array) -> dict[str, Array]:
         """Return the embedding taps."""
@@ -163,32 +167,82 @@ class RelaxSubject(Deployed):
 
     def parameters(self) -> Mapping[str, Array]:
         """Return the parameters as tensors of the checkpoint: whatever was packed, unpacked."""
-        return _Unpacked(self._parameters)
+        return _Unpacked(self._model)
+
+
+class RelaxSubject(Parts, Deployed):
+    """The port as it is deployed: see `Parts` and `Deployed`."""
+
+    def __init__(
+        self,
+        checkpoint: Path,
+        dtype: str,
+        target: str,
+        fault: Planted | None = None,
+        bundle: Path | None = None,
+    ) -> None:
+        Parts.__init__(self, checkpoint, dtype, target, fault, bundle)
+        Deployed.__init__(self, self._model)
+        if fault is not None and fault.fault.calls is not None:
+            fault.fault.calls(self)
+
+
+class StreamedRelaxSubject(Parts):
+    """The port with the weights of one layer in memory; each is read when it is called.
+
+    `forward` calls the blocks one by one, without taps. A cache over all layers is not held, so
+    that the paths over one are left out.
+    """
+
+    protocol = 2
+    left_out = dict.fromkeys(
+        ("prefill", "extend", "decode", "fork", "truncate"),
+        "block by block there is no cache over all layers",
+    )
+
+    def __init__(
+        self, checkpoint: Path, dtype: str, target: str, fault: Planted | None = None
+    ) -> None:
+        if fault is not None and fault.fault.calls is not None:
+            raise BadInput(
+                "this fault is in calls that are not made block by block", where="--fault",
+                found=fault.label, hint="check the whole model with --no-stream",
+            )  # fmt: skip
+        super().__init__(checkpoint, dtype, target, fault, by_layer=True)
+
+    def forward(self, input_ids: Array, lengths: Array | None = None) -> Array:
+        """Return logits, layer by layer, by functions that have no taps."""
+        return self._model.forward(input_ids)
+
+    def attend(self, q: Array, k: Array, v: Array) -> Array:
+        """Return the context of given queries, keys and values, by the attention of layer 0."""
+        return self._model.attend(q, k, v)
 
 
 class _Unpacked(Mapping[str, Array]):
-    """Parameters under their names, each unpacked when it is asked for.
+    """Parameters under their names, each fetched and unpacked when it is asked for.
 
     All at once would need the memory of the model a second time.
     """
 
-    def __init__(self, parameters: Any) -> None:
+    def __init__(self, model: Model) -> None:
         from relax_impl.topology import topology
 
-        self._parameters = parameters
-        self._shapes = topology(parameters.config)
+        self._held = model.weights
+        self._layout = model.library.layout
+        self._shapes = topology(model.config)
 
     def __getitem__(self, name: str) -> Array:
-        stored, shape = self._parameters.tensors[name], self._shapes[name]
+        stored, shape = self._held[name].numpy(), self._shapes[name]
         if len(shape) != 2:
             return np.asarray(stored)
-        return unpacked(stored, shape, self._parameters.layout)
+        return unpacked(stored, shape, self._layout)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._parameters.tensors)
+        return iter(self._held)
 
     def __len__(self) -> int:
-        return len(self._parameters.tensors)
+        return len(self._held)
 
 
 def unpacked(stored: Array, shape: tuple[int, ...], layout: Any) -> Array:
@@ -205,7 +259,8 @@ def unpacked(stored: Array, shape: tuple[int, ...], layout: Any) -> Array:
     # Panels of rows, [panel, column, row within it], the last one filled up.
     matrix = stored.transpose(0, 2, 1).reshape(-1, stored.shape[1])[: shape[0]]
     again = layout.store(matrix)
-    if again.shape != stored.shape or again.tobytes() != stored.tobytes():
+    bits = f"u{stored.dtype.itemsize}"
+    if again.shape != stored.shape or not np.array_equal(again.view(bits), stored.view(bits)):
         raise ValueError(f"the stored array {stored.shape} is no packed matrix of shape {shape}")
     return np.ascontiguousarray(matrix)
 
@@ -246,8 +301,9 @@ def load(
     target: str,
     fault: Planted | None = None,
     bundle: Path | None = None,
-) -> RelaxSubject:
-    """Make the subject.
+    stream: bool = False,
+) -> RelaxSubject | StreamedRelaxSubject:
+    """Make the subject, with the weights of one layer at a time if it is streamed.
 
     Raises
     ------
@@ -266,4 +322,6 @@ def load(
         raise BadInput(
             f"this is no target: {reason}", where="--target", found=repr(target)
         ) from error
+    if stream:
+        return StreamedRelaxSubject(checkpoint, dtype, target, fault)
     return RelaxSubject(checkpoint, dtype, target, fault, bundle)

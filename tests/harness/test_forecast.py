@@ -37,7 +37,7 @@ def memory(*given):
 plain, forecast.memory = forecast.memory, memory
 request = pipeline.Request(folder / "model", subject="torch", prompts=str(folder / "ids.npy"))
 assert pipeline.check(request).verdict == "conforms"
-print(said[0], peak() - before[0])
+print(said[-1], peak() - before[-1])
 """
 
 

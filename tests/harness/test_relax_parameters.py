@@ -40,7 +40,7 @@ def arrivals(folder: Path, fault: Planted | None = None) -> dict[str, Arrival]:
 
 def test_packed_tensors_arrive_under_their_own_names(folder: Path) -> None:
     subject = RelaxSubject(folder, "float16", "llvm")
-    assert subject._parameters.layout == PANELS
+    assert subject._model.library.layout == PANELS
     found = arrivals(folder)
     assert {a.detail for a in found.values()} == {"under its own name"}
     assert set(subject.parameters()) == set(found)

@@ -38,7 +38,7 @@ def test_a_note_spares_the_graph(cache: Path, monkeypatch: pytest.MonkeyPatch) -
     notes = list(cache.glob("*.json"))
     assert len(notes) == 1
 
-    def build(*arguments: object) -> None:
+    def build(*arguments: object, **options: object) -> None:
         raise AssertionError("the graph was built again")
 
     with monkeypatch.context() as patched:
