@@ -53,6 +53,8 @@ def test_a_note_spares_the_graph(cache: Path, monkeypatch: pytest.MonkeyPatch) -
             compile_model(CONFIG, "float16")
         with pytest.raises(AssertionError, match="built again"):
             compile_model(CONFIG, "float32", operations=lambda layer: PLAIN)
+        with pytest.raises(AssertionError, match="built again"):
+            compile_model(CONFIG, "float32", whole=False)
         # Another version of any source file may make another library of the same config.
         patched.setattr(index, "sources", lambda: "other")
         with pytest.raises(AssertionError, match="built again"):
