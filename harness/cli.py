@@ -17,6 +17,7 @@ from harness.errors import (
     ConformanceError,
 )
 from harness.ledger.commands import anchor_app, ledger_app
+from harness.allocator import keep_freed_memory
 
 app = typer.Typer(
     help="Is it still MPT? Judge an implementation against a float64 reference, layer by layer.\n\n"
@@ -577,6 +578,7 @@ def shrink(
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one sentence, never in a traceback."""
+    keep_freed_memory()
     try:
         # Outside standalone mode an Exit comes back as a number, or raised, as versions please.
         code = app(prog_name="mpt-conform", standalone_mode=False)

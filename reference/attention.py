@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,14 @@ SCORES_AT_A_TIME = 1 << 24
 LOG2_E = math.log2(math.e)
 
 
-def attend(config: MPTConfig, order: Order, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(
+    config: MPTConfig,
+    order: Order,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    chosen: Sequence[int] | None = None,
+) -> Tensor:
     """Attend causally from the last tokens to all tokens.
 
     Parameters
@@ -32,33 +39,44 @@ def attend(config: MPTConfig, order: Order, q: Tensor, k: Tensor, v: Tensor) -> 
         (batch, queries, n_heads, head_dim), after clip and norm; the last `queries` of the keys.
     k, v
         (batch, keys, kv_n_heads, head_dim).
+    chosen
+        The heads that `q` holds, where it does not hold all.
 
     Returns
     -------
     Tensor
-        (batch, queries, n_heads * head_dim) in the compute type, rounded to storage.
+        (batch, queries, n_heads * head_dim) in the compute type, rounded to storage; of the chosen
+        heads where some are.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit the config, or heads are chosen in a native order.
     """
-    _check(config, q, k, v)
+    present = list(range(config.n_heads)) if chosen is None else list(chosen)
+    _check(config, q, k, v, len(present))
     if order.native:
+        if chosen is not None:
+            raise ValueError("chosen: a native order evaluates all heads")
         return original.attend(config, order, q, k, v)
     q, k, v = (t.to(compute_dtype(order)).transpose(1, 2) for t in (q, k, v))
     batch, heads, queries, width = q.shape
     keys = k.shape[2]
-    repeats = heads // k.shape[1]
-    rates = alibi.slopes(heads, config.alibi_bias_max).to(q) if config.alibi else None
+    held = torch.tensor(present, device=q.device)
+    shared_by = held // (config.n_heads // k.shape[1])
+    slopes = alibi.slopes(config.n_heads, config.alibi_bias_max).to(q) if config.alibi else None
     result = torch.empty(batch, queries, heads, width, dtype=q.dtype, device=q.device)
     for head, piece in _pieces(batch, heads, queries, keys):
-        shared = torch.arange(heads, device=q.device)[head] // repeats
         plan = _Piece(
             order=order,
             scale=config.scale,
-            rates=None if rates is None else rates[head],
+            rates=None if slopes is None else slopes[held[head]],
             first=keys - queries + piece.start,
             total=keys,
             anchor=_anchor(config, order, keys),
             q=q[:, head, piece],
-            k=k[:, shared],
-            v=v[:, shared],
+            k=k[:, shared_by[head]],
+            v=v[:, shared_by[head]],
         )
         result[:, piece, head] = rounded(plan.context(), order).transpose(1, 2)
     return result.reshape(batch, queries, heads * width)
@@ -71,9 +89,9 @@ def _anchor(config: MPTConfig, order: Order, keys: int) -> int | None:
     return max(config.max_seq_len, keys) - 1 if order.anchor == "table" else keys - 1
 
 
-def _check(config: MPTConfig, q: Tensor, k: Tensor, v: Tensor) -> None:
+def _check(config: MPTConfig, q: Tensor, k: Tensor, v: Tensor, heads: int) -> None:
     width = config.head_dim
-    expected_q = (q.shape[0], q.shape[1], config.n_heads, width)
+    expected_q = (q.shape[0], q.shape[1], heads, width)
     expected_k = (q.shape[0], k.shape[1], config.kv_n_heads, width)
     wanted = {"q": (q, expected_q), "k": (k, expected_k), "v": (v, expected_k)}
     for name, (tensor, expected) in wanted.items():

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from harness.diagnose.steps import PartName
-from harness.measure.alibi import AttentionShape, probe_bias
+from harness.measure.alibi import Attend, AttentionShape, from_diagonal, probe_bias
 from harness.measure.compare import measure_bias, measure_tap
 from harness.measure.oracle import Oracle, flat
+from harness.measure.order_bias import expected_slopes, probe_order, reference_bias
 from harness.measure.records import Measurement
-from harness.measure.run import Case, reference_bias
+from harness.measure.run import Case
 from harness.measure.statistics import Float, noise_scale, row_noise, ulp
 from harness.measure.taps import (
     BLOCK_PREFIX,
@@ -23,6 +24,7 @@ from harness.measure.taps import (
     head_widths,
     shapes,
 )
+from harness.measure.workers import each
 from harness.subjects.calls import call_bias, call_taps
 from harness.subjects.protocol import Array
 
@@ -207,24 +209,11 @@ def bias_exhibit(oracle: Oracle, subject: Any, queries: int, keys: int) -> Exhib
     queries, keys
         Size of the table.
     """
-    from harness.measure.alibi import from_diagonal
-    from reference.alibi import slopes
-    from reference.model import attend
-
     config = oracle.config
     shape = AttentionShape.of(config, oracle.storage)
-    rates = slopes(config.n_heads, config.alibi_bias_max).numpy()
-    rates = rates if config.alibi else np.zeros_like(rates)
 
-    def table(run: Any) -> Float:
-        return from_diagonal(probe_bias(run, shape, rates, queries, keys))
-
-    def by(order: Any) -> Float:
-        def run(q: Array, k: Array, v: Array) -> Array:
-            tensors = (oracle.tensor(array) for array in (q, k, v))
-            return np.asarray(attend(config, order, *tensors).detach().cpu().double().numpy())
-
-        return table(run)
+    def table(run: Attend) -> Float:
+        return from_diagonal(probe_bias(run, shape, expected_slopes(config), queries, keys))
 
     def rows(bias: Float) -> Float:
         return np.ascontiguousarray(bias).reshape(-1, keys)
@@ -232,7 +221,11 @@ def bias_exhibit(oracle: Oracle, subject: Any, queries: int, keys: int) -> Exhib
     golden = from_diagonal(reference_bias(config, queries, keys))
     seen = call_bias(subject, config.n_heads, queries, keys)
     observed = from_diagonal(np.broadcast_to(seen, golden.shape).astype(np.float64))
-    orders = tuple(by(order) for order in oracle.orders)
+    orders = each(
+        lambda order: from_diagonal(probe_order(oracle, order, queries, keys)),
+        oracle.orders,
+        golden.size,
+    )
 
     flattened = tuple(rows(order) for order in orders)
     truth = rows(golden)

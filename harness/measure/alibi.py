@@ -10,7 +10,7 @@ the bias alone, whatever the scale is. Windows that share a key make a chain.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,8 @@ from harness.measure.statistics import LARGEST, Float
 from harness.subjects.protocol import Array
 
 Attend = Callable[[Array, Array, Array], Array]
+Only = Callable[[tuple[int, ...]], Attend]
+"""From heads to an attention of these heads alone, in their order."""
 
 # Probabilities this many nats below the nearest key's stay normal numbers in float16: a head whose
 # bias falls by 1 nat in 256 keys still gives 1/256 * exp(-3) = 1.9e-4 > 6.1e-5.
@@ -123,6 +125,7 @@ def probe_bias(
     query_length: int,
     key_length: int,
     phase: float = 0.0,
+    only: Only | None = None,
 ) -> Float:
     """Measure the bias that ``attend`` adds.
 
@@ -139,6 +142,9 @@ def probe_bias(
     phase
         Between 0 and 1; another one gives other probabilities, and so other roundings of the same
         bias. Which of them an attention meets hangs on the last bits of its scale.
+    only
+        An attention that has its heads one by one need not evaluate those a window is not made
+        for; one key/value head serves all heads it is asked for.
 
     Returns
     -------
@@ -146,7 +152,7 @@ def probe_bias(
         ``(heads, query, key)`` float64, relative to the query's own position; zero at later keys.
     """
     nats = float(slopes.max()) * key_length + _MARGIN
-    return _probe(attend, shape, slopes, query_length, key_length, phase, nats)
+    return _probe(attend, shape, slopes, query_length, key_length, phase, nats, only)
 
 
 def _probe(
@@ -157,6 +163,7 @@ def _probe(
     key_length: int,
     phase: float,
     nats: float,
+    only: Only | None,
 ) -> Float:
     nothing = np.zeros((1, key_length))
     every = [list(range(key_length))]
@@ -169,7 +176,7 @@ def _probe(
         result = np.zeros((shape.n_heads, query_length, key_length))
         for row in range(query_length):
             seen = key_length - query_length + row + 1
-            alone = _probe(attend, shape, slopes, 1, seen, phase, nats)
+            alone = _probe(attend, shape, slopes, 1, seen, phase, nats, only)
             result[:, row, :seen] = alone[:, 0]
         return result
     result = from_diagonal(quiet)
@@ -182,14 +189,15 @@ def _probe(
     widths = {head: _width(float(slopes[head]), key_length) for head in far}
     for width in sorted(set(widths.values())):
         plan = _Windows(width, key_length, nats, phase)
-        chain = _chain(attend, shape, lift, query_length, plan)
-        for head in (head for head in far if widths[head] == width):
+        alike = tuple(head for head in far if widths[head] == width)
+        chain = _chain(attend, shape, lift, query_length, plan, alike, only)
+        for index, head in enumerate(alike):
             for row in range(query_length):
                 near = np.flatnonzero(
                     (slopes[head] * distance[row] <= _NEAR) & (distance[row] >= 0)
                 )
                 edge = int(near[0])
-                steps = chain[head, row, :edge] - chain[head, row, edge]
+                steps = chain[index, row, :edge] - chain[index, row, edge]
                 result[head, row, :edge] = result[head, row, edge] + steps
     return result
 
@@ -232,15 +240,27 @@ class _Windows:
 
 
 def _chain(
-    attend: Attend, shape: AttentionShape, lift: Float, query_length: int, plan: _Windows
+    attend: Attend,
+    shape: AttentionShape,
+    lift: Float,
+    query_length: int,
+    plan: _Windows,
+    heads: tuple[int, ...],
+    only: Only | None,
 ) -> Float:
-    """Measure the bias from window to window, ``(heads, query, key)``, relative to the first key.
+    """Measure the bias of some heads from window to window, relative to the first key.
 
-    Keys after the query hold nothing that can be used.
+    Returns ``(len(heads), query, key)``; keys after the query hold nothing that can be used.
     """
     windows = plan.positions()
+    chosen = list(heads)
+    if only is not None:
+        attend, lift = only(heads), lift[chosen]
+        shape = replace(shape, n_heads=len(chosen), kv_n_heads=1)
+        chosen = list(range(len(chosen)))
     logs = _log_probabilities(attend, shape, lift, plan.keys(), query_length, windows)
-    result = np.zeros((shape.n_heads, query_length, plan.key_length))
+    logs = [found[chosen] for found in logs]
+    result = np.zeros((len(chosen), query_length, plan.key_length))
     for window, found in zip(windows, logs, strict=True):
         first = result[..., window[0], None]
         result[..., window[1:]] = first + found[..., 1:] - found[..., :1]

@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.checkpoint.dtypes import BY_NAME
 from harness.measure.statistics import Float
+from harness.measure.workers import each
 from harness.subjects.protocol import Array, Rounding
 
 if TYPE_CHECKING:
@@ -100,12 +101,11 @@ class Part:
             return model.run_step(oracle.config, order, self._weights(order), tap, inputs)
 
         # The golden's own fusion decides nothing: it takes the predecessors of the declared order.
-        golden = run(oracle.golden_like)
-        return Evaluation(
-            golden,
-            tuple(run(order) for order in oracle.orders),
-            tuple(run(order) for order in oracle.unrounded),
-        )
+        asked = (oracle.golden_like, *oracle.orders, *oracle.unrounded)
+        size = max(value.numel() for value in inputs.values())
+        golden, *others = each(run, asked, size)
+        count = len(oracle.orders)
+        return Evaluation(golden, tuple(others[:count]), tuple(others[count:]))
 
     def chain(self, order: Order, hidden: Any) -> dict[str, Any]:
         """Evaluate every tap of the part from one stream."""
@@ -233,11 +233,17 @@ class Oracle:
         """Return a subject's array as a float64 tensor on the oracle's device."""
         import torch
 
+        # A copy even of float64: what the subject gave stays its own.
+        return self.view(array).to(self.device).to(torch.float64, copy=True)
+
+    def view(self, array: Array) -> Any:
+        """Return an array as a tensor of its own dtype; only to be read, for it may be shared."""
+        import torch
+
         given = np.ascontiguousarray(array)
         if given.dtype == BY_NAME["bfloat16"].numpy:
             plain = torch.from_numpy(given.view(np.int16)).view(torch.bfloat16)
         else:
             # A view of somebody else's memory is only read here.
             plain = torch.from_numpy(given if given.flags.writeable else given.copy())
-        # A copy even of float64: what the subject gave stays its own.
-        return plain.to(self.device).to(torch.float64, copy=True)
+        return plain.to(self.device)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.measure.alibi import PHASES, AttentionShape, probe_bias
+from harness.measure.alibi import PHASES
 from harness.measure.clock import Clock
 from harness.measure.compare import (
     measure_bias,
@@ -17,6 +17,7 @@ from harness.measure.compare import (
     summarise_logits,
 )
 from harness.measure.oracle import Oracle, Part
+from harness.measure.order_bias import probe_order, reference_bias
 from harness.measure.records import Event, Failure, Measurement, Skip
 from harness.measure.taps import (
     Place,
@@ -25,6 +26,7 @@ from harness.measure.taps import (
     head_widths,
     shapes,
 )
+from harness.measure.workers import each
 from harness.subjects.calls import SubjectFailure, call_array, call_bias, call_taps
 from harness.subjects.protocol import OPTIONAL_METHODS, Array, capabilities
 
@@ -201,11 +203,15 @@ class Walk:
 
     def _chained(self, part: Part, stream: _Stream) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         """Carry golden and orders through one part, each from its own stream."""
-        golden = part.chain(self.oracle.golden, stream.golden)
-        orders = [
-            part.chain(order, hidden)
-            for order, hidden in zip(self.oracle.orders, stream.orders, strict=True)
-        ]
+        golden, *orders = each(
+            lambda pair: part.chain(*pair),
+            zip(
+                (self.oracle.golden, *self.oracle.orders),
+                (stream.golden, *stream.orders),
+                strict=True,
+            ),
+            stream.golden.numel(),
+        )
         return golden, orders
 
     def _chained_head(
@@ -241,8 +247,11 @@ class Walk:
                 continue
             source = self.oracle.tensor(given)
             yield from self._local(layer, part, stream, {"input": given, **result}, widths)
-            golden = part.chain(self.oracle.golden_like, source)
-            orders = [part.chain(order, source) for order in self.oracle.orders]
+            golden, *orders = each(
+                lambda order, source=source: part.chain(order, source),  # type: ignore[misc]
+                (self.oracle.golden_like, *self.oracle.orders),
+                source.numel(),
+            )
             yield from self._rows("teacher-forced", layer, stream, result, golden, orders)
 
     def _local(
@@ -360,13 +369,15 @@ class Walk:
             return
         golden = reference_bias(config, queries, keys)
         every = self.oracle.orders
-        orders = [self._order_bias(order, queries, keys) for order in every]
         exact = next(order for order in every if order.compute == "float64")
         phases: tuple[float, ...] = PHASES
         if exact.accumulator != "float32":
             # Nobody has to sum as coarsely as was declared.
             exact, phases = replace(exact, accumulator="float32"), (0.0, *PHASES)
-        orders += [self._order_bias(exact, queries, keys, phase) for phase in phases]
+        asked = [*((order, 0.0) for order in every), *((exact, phase) for phase in phases)]
+        orders = each(
+            lambda pair: self._order_bias(pair[0], queries, keys, pair[1]), asked, golden.size
+        )
         yield measure_bias(
             name,
             np.broadcast_to(observed, golden.shape).astype(np.float64),
@@ -376,27 +387,4 @@ class Walk:
         )
 
     def _order_bias(self, order: Any, queries: int, keys: int, phase: float = 0.0) -> Any:
-        from reference.alibi import slopes
-        from reference.model import attend
-
-        config = self.config
-        shape = AttentionShape.of(config, self.oracle.storage)
-        rates = slopes(config.n_heads, config.alibi_bias_max).numpy()
-        rates = rates if config.alibi else np.zeros_like(rates)
-
-        def run(q: Array, k: Array, v: Array) -> Array:
-            tensors = (self.oracle.tensor(array) for array in (q, k, v))
-            return np.asarray(attend(config, order, *tensors).detach().cpu().double().numpy())
-
-        return probe_bias(run, shape, rates, queries, keys, phase)
-
-
-def reference_bias(config: Any, queries: int, keys: int) -> Array:
-    """Return the expected bias ``(heads, query, key)`` in float64, zero without ALiBi."""
-    from reference import alibi
-
-    if not config.alibi:
-        return np.zeros((config.n_heads, queries, keys))
-    return np.asarray(
-        alibi.bias(config.n_heads, config.alibi_bias_max, queries, keys).double().numpy()
-    )
+        return probe_order(self.oracle, order, queries, keys, phase)
