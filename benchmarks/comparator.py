@@ -19,8 +19,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from harness.measure.fast import screen
-from harness.measure.statistics import STATISTICS, noise_scale, statistics
+from harness.judge.factors import shipped
+from harness.judge.verdict import judge
+from harness.measure.compare import Proof, measure_tap
+from harness.measure.fast import look
+from harness.measure.records import Measurement
+from harness.measure.statistics import STATISTICS, accumulation, noise_scale, statistics
+from harness.measure.taps import Place
+
+ORDERS = 5
 
 
 def seconds(run: Callable[[], object], times: int) -> float:
@@ -33,6 +40,11 @@ def seconds(run: Callable[[], object], times: int) -> float:
     return min(spent)
 
 
+def proved(bounds: Measurement) -> bool:
+    """Return whether bounds are enough for the verdict that ships."""
+    return not judge(bounds, "float16", shipped()).diverges
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=256)
@@ -41,22 +53,41 @@ def main() -> None:
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     size = options.rows * options.columns
-    golden = rng.normal(size=(options.rows, options.columns)).astype(np.float32)
-    observed = golden.astype(np.float16)
-    wide = golden.astype(np.float64)
-    share = (np.full(options.rows, 1e-7), np.ones(options.columns))
+    golden = rng.normal(size=(options.rows, options.columns))
+
+    def evaluated() -> np.ndarray:
+        """Return the golden with a little error, rounded to storage."""
+        return (golden + 1e-4 * rng.normal(size=golden.shape)).astype(np.float16)
+
+    observed = evaluated()
+    orders = [evaluated().astype(np.float32) for _ in range(ORDERS)]
+    joined = accumulation(golden, orders, "float16")
+
+    def tap(proof: Proof | None) -> Measurement:
+        return measure_tap(
+            "deployed", Place(None, "logits"), "p", observed, golden, orders, "float16",
+            proved=proof,
+        )  # fmt: skip
+
+    def exact() -> object:
+        noise = noise_scale(golden, [], "float16")
+        return statistics(observed.astype(np.float64), golden, noise)
+
     print(f"{options.rows} x {options.columns} float16 logits, one core, processor time")
-    for name, run in (
-        ("first look, rounding alone", lambda: screen(observed, golden, "float16")),
-        ("first look, with accumulation", lambda: screen(observed, golden, "float16", [share])),
-        (
-            "exact statistics",
-            lambda: statistics(observed.astype(np.float64), wide, noise_scale(wide, [], "float16")),
-        ),
+    print(f"million elements a second of all {ORDERS + 1} tensors of a tap in brackets")
+    every = [observed, *orders]
+    for name, tensors, times, run in (
+        ("first look, rounding alone", 1, 3, lambda: look(golden, [observed], "float16")),
+        ("first look, accumulation too", 1, 3, lambda: look(golden, [observed], "float16", joined)),
+        ("first look, orders too", ORDERS + 1, 3, lambda: look(golden, every, "float16", joined)),
+        ("exact statistics", 1, 1, exact),
+        ("a tap, proved by a first look", ORDERS + 1, 1, lambda: tap(proved)),
+        ("a tap, exact", ORDERS + 1, 1, lambda: tap(None)),
     ):
-        times = options.times if name.startswith("first") else 1
-        print(f"{name:32} {size / seconds(run, times) / 1e6:8.1f} million elements/s")
-    found = screen(observed, golden, "float16")
+        took = seconds(run, min(times, options.times))
+        print(f"{name:32} {size / took / 1e6:8.1f} ({tensors * size / took / 1e6:8.1f})")
+    assert proved(tap(proved)), "the example is healthy"
+    found = look(golden, [observed], "float16").screens[0]
     print("statistic, value, bound on its error")
     for name in STATISTICS:
         print(f"  {name:12} {found.statistics.get(name):10.4g} {found.slack[name]:10.2g}")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from harness.allocator import keep_freed_memory
 from harness.errors import (
     EXIT_CONFORMS,
     EXIT_DIVERGES,
@@ -17,7 +18,6 @@ from harness.errors import (
     ConformanceError,
 )
 from harness.ledger.commands import anchor_app, ledger_app
-from harness.allocator import keep_freed_memory
 
 app = typer.Typer(
     help="Is it still MPT? Judge an implementation against a float64 reference, layer by layer.\n\n"

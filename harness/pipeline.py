@@ -220,10 +220,14 @@ def check(
     if subject is None:
         failures.append(Failure(Place(None, "load"), "-", loaded.failure, loaded.detail))
     else:
+
+        def proved(bounds: Measurement) -> bool:
+            return not judge(bounds, dtype, shipped()).diverges
+
         walk = (
-            Walk(oracle, subject, cases, layers=layers, progress=progress)
+            Walk(oracle, subject, cases, layers=layers, progress=progress, proved=proved)
             if dump is None
-            else TraceWalk(oracle, dump, cases, layers=layers, progress=progress)
+            else TraceWalk(oracle, dump, cases, layers=layers, progress=progress, proved=proved)
         )
         paths = path_events(oracle, subject, cases, progress)
         for event in chain(walk.events(), paths, relation_events(oracle, subject, progress)):

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from harness.measure.alibi import from_diagonal
-from harness.measure.oracle import flat
+from harness.measure.fast import NARROW, look
+from harness.measure.oracle import flat, table
 from harness.measure.records import LogitSummary, Measurement, Mode
 from harness.measure.statistics import (
     LARGEST,
     Float,
+    accumulation,
     noise_scale,
     relative_error,
     row_noise,
@@ -20,6 +22,11 @@ from harness.measure.statistics import (
     statistics,
 )
 from harness.measure.taps import Place
+
+Proof = Callable[[Measurement], bool]
+"""Whether bounds on the statistics prove that a tap conforms."""
+WORTH = 1 << 14
+"""Elements below which a first look costs as much as the exact statistics."""
 
 
 def measure_tap(
@@ -34,6 +41,7 @@ def measure_tap(
     exact: bool = False,
     heads: int | None = None,
     unrounded: Sequence[Any] = (),
+    proved: Proof | None = None,
 ) -> Measurement:
     """Measure one tap against its golden, and the evaluation orders beside it.
 
@@ -49,7 +57,15 @@ def measure_tap(
         Number of heads that the columns belong to, where they do.
     unrounded
         Evaluations without rounding to storage, where there are any.
+    proved
+        Asked after a first look at a large tensor in float16 or bfloat16, whose measurement holds
+        bounds: what the subject's error does not exceed, and what the orders' errors reach. If
+        that is enough, the exact statistics are not computed. Without it, they always are.
     """
+    if proved is not None and not exact and dtype in NARROW:
+        first = _first_look(mode, place, prompt, observed, golden, orders, dtype, heads, unrounded)
+        if first is not None and proved(first):
+            return first
     seen, truth = flat(observed), flat(golden)
     others = [flat(order) for order in orders]
     noise = noise_scale(truth, others, dtype, [flat(value) for value in unrounded])
@@ -70,6 +86,48 @@ def measure_tap(
         overflow=int((np.abs(truth) > LARGEST[dtype]).sum()),
         constant=bool(truth.size > 1 and (truth == truth.flat[0]).all()),
         shares=shares(truth, noise, dtype),
+    )
+
+
+def _first_look(
+    mode: Mode,
+    place: Place,
+    prompt: str,
+    observed: Any,
+    golden: Any,
+    orders: Sequence[Any],
+    dtype: str,
+    heads: int | None,
+    unrounded: Sequence[Any],
+) -> Measurement | None:
+    """Measure one tap by bounds; ``None`` where float32 cannot hold what is to be said of it."""
+    truth = flat(golden)
+    seen, others = table(observed), [table(order) for order in orders]
+    if truth.size < WORTH:
+        return None
+    joined = accumulation(truth, others, dtype, [table(value) for value in unrounded])
+    found = look(truth, (seen, *others), dtype, joined)
+    first, *rest = found.screens
+    result = first.at_most()
+    if not found.largest <= LARGEST[dtype] or not found.relative[0] >= 0:
+        return None
+    row = result.worst_row
+    worst = slice(row, row + 1)
+    return Measurement(
+        mode=mode,
+        place=place,
+        prompt=prompt,
+        rows=truth.shape[0],
+        columns=truth.shape[1],
+        exact=False,
+        observed=result,
+        orders=tuple(screen.at_least() for screen in rest),
+        relative=found.relative[0],
+        returned=dtype_name(observed),
+        length=int(observed.shape[-2]),
+        head=_worst_head(seen[worst].astype(np.float64), truth[worst], 0, heads) if heads else None,
+        constant=bool((truth == truth.flat[0]).all()),
+        shares=found.shares,
     )
 
 

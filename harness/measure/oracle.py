@@ -33,6 +33,12 @@ def flat(tensor: Any) -> Float:
     return array.reshape(-1, array.shape[-1])
 
 
+def table(tensor: Any) -> Array:
+    """Return a torch tensor or array as ``(rows, columns)`` in its own dtype, not to be written."""
+    array = tensor.detach().to("cpu").numpy() if hasattr(tensor, "detach") else np.asarray(tensor)
+    return array.reshape(-1, array.shape[-1])
+
+
 def stored(read: Read, dtype: str) -> Read:
     """Return ``read`` with every tensor rounded to ``dtype``, as a subject holds it."""
     target = BY_NAME[dtype].numpy

@@ -11,6 +11,7 @@ import numpy as np
 from harness.measure.alibi import PHASES
 from harness.measure.clock import Clock
 from harness.measure.compare import (
+    Proof,
     measure_bias,
     measure_difference,
     measure_tap,
@@ -82,6 +83,8 @@ class Walk:
         Layers to judge; the golden stream runs through all of them all the same.
     progress
         Called with a sentence before each part.
+    proved
+        What spares the exact statistics of a tap; see `measure_tap`.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Walk:
         *,
         layers: frozenset[int] | None = None,
         progress: Callable[[str], None] = lambda text: None,
+        proved: Proof | None = None,
     ) -> None:
         self.oracle = oracle
         self.config = oracle.config
@@ -99,6 +103,7 @@ class Walk:
         self.offers = capabilities(subject)
         self.layers = frozenset(range(self.config.n_layers)) if layers is None else layers
         self.progress = progress
+        self.proved = proved
         self.streams = [_Stream(case) for case in cases]
 
     def events(self) -> Iterator[Event]:
@@ -159,6 +164,7 @@ class Walk:
                 [order[tap] for order in orders],
                 self.oracle.storage,
                 exact=tap in EXACT_TAPS,
+                proved=self.proved,
             )
 
     # -- parts ---------------------------------------------------------------------------------
@@ -281,6 +287,7 @@ class Walk:
                 self.oracle.storage,
                 heads=self.config.n_heads if tap == "attn.context" else None,
                 unrounded=truth.unrounded,
+                proved=self.proved,
             )
 
     def _free(
@@ -339,7 +346,16 @@ class Walk:
         """Judge deployed logits against the golden, and against the chain if there is one."""
         name, golden, orders = stream.case.name, stream.golden_logits, stream.order_logits
         place = Place(None, "logits")
-        yield measure_tap("deployed", place, name, logits, golden, orders, self.oracle.storage)
+        yield measure_tap(
+            "deployed",
+            place,
+            name,
+            logits,
+            golden,
+            orders,
+            self.oracle.storage,
+            proved=self.proved,
+        )
         if chained is not None:
             apart = Place(None, "forward-chain")
             yield measure_difference(apart, name, logits, chained, golden, orders)

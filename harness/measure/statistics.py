@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Float = NDArray[np.float64]
 
+Share = tuple[Float, Float]
+"""A variance as the product of a row's ``(rows,)`` and a column's ``(columns,)`` share."""
+
+_EXPONENT = np.int64(0x7FF0_0000_0000_0000)
 _FRACTION_BITS = {"float16": 10, "bfloat16": 7, "float32": 23}
 _MIN_EXPONENT = {"float16": -14, "bfloat16": -126, "float32": -126}
 LARGEST = {"float16": 65504.0, "bfloat16": 3.3895313892515355e38, "float32": 3.4028234663852886e38}
@@ -41,11 +46,10 @@ def ulp(values: Float, dtype: str) -> Float:
     dtype
         ``"float16"``, ``"bfloat16"`` or ``"float32"``.
     """
-    fraction, exponent = np.frexp(np.abs(values))
-    lowest = _MIN_EXPONENT[dtype]
-    # Zero has no exponent of its own: frexp says 0 for it, as for 0.5.
-    leading = np.where(fraction == 0, lowest, np.maximum(exponent - 1, lowest))
-    spacing: Float = np.ldexp(1.0, leading - _FRACTION_BITS[dtype])
+    # The exponent field alone is the power of two below a value, and zero for zero.
+    magnitude = np.ascontiguousarray(values, np.float64).view(np.int64) & _EXPONENT
+    leading = np.maximum(magnitude.view(np.float64), 2.0 ** _MIN_EXPONENT[dtype])
+    spacing: Float = leading * 2.0 ** -_FRACTION_BITS[dtype]
     return spacing
 
 
@@ -54,20 +58,60 @@ def ulp(values: Float, dtype: str) -> Float:
 _PRIOR = 8.0
 
 
-def _spread(squares: Float, counted: NDArray[np.bool_]) -> Float:
-    """Return the mean square at each element as a product of its row's and its column's share.
+# Elements that are looked at together: a few arrays of float64 in the processor's cache.
+_BLOCK = 1 << 14
 
-    Means are over the elements counted; all get their share.
+
+def _spread(golden: Float, values: Sequence[Any], dtype: str, *, rounded: bool) -> Share | None:
+    """Return the mean square error of evaluations as a row's times a column's share.
+
+    Parameters
+    ----------
+    values
+        Evaluations ``(rows, columns)`` of any float dtype; non-finite elements count as right.
+    rounded
+        They were rounded to storage: what half a spacing explains is not counted as error.
+        Otherwise means are over the elements that have an error at all: values that are clipped
+        have none but that of float32 itself, and say nothing of those that are sums.
     """
-    total = int(counted.sum())
-    if total == 0 or not squares.any():
-        return np.zeros_like(squares)
-    mean = float(squares.sum()) / total
-    in_row, in_column = (counted.sum(axis=axis, keepdims=True) for axis in (1, 0))
-    by_row = (squares.sum(axis=1, keepdims=True) + _PRIOR * mean) / (in_row + _PRIOR)
-    by_column = (squares.sum(axis=0, keepdims=True) + _PRIOR * mean) / (in_column + _PRIOR)
-    product: Float = by_row * (by_column / mean)
-    return product
+    rows, columns = golden.shape
+    by_row, in_row = np.zeros(rows), np.zeros(rows)
+    by_column, in_column = np.zeros(columns), np.zeros(columns)
+    height = max(1, _BLOCK // columns)
+    for at in range(0, rows, height):
+        part = slice(at, at + height)
+        truth = golden[part]
+        allowed = 0.5 * ulp(truth, dtype) if rounded else 0.0
+        squares = np.zeros_like(truth)
+        for value in values:
+            beyond = np.abs(value[part].astype(np.float64) - truth) - allowed
+            np.maximum(beyond, 0.0, out=beyond)
+            beyond[~np.isfinite(beyond)] = 0.0
+            squares += np.square(beyond)
+        squares /= len(values)
+        by_row[part], by_column = squares.sum(axis=1), by_column + squares.sum(axis=0)
+        counted = np.full(truth.shape, rounded) | (squares > (2.0**-24 * truth) ** 2)
+        in_row[part], in_column = counted.sum(axis=1), in_column + counted.sum(axis=0)
+    total = in_row.sum()
+    if total == 0 or not by_row.any():
+        return None
+    mean = by_row.sum() / total
+    return (
+        (by_row + _PRIOR * mean) / (in_row + _PRIOR),
+        (by_column + _PRIOR * mean) / (in_column + _PRIOR) / mean,
+    )
+
+
+def accumulation(
+    golden: Float, orders: Sequence[Any], dtype: str, unrounded: Sequence[Any] = ()
+) -> tuple[Share, ...]:
+    """Return the variances that join the rounding of storage; see `noise_scale`."""
+    found = [
+        _spread(golden, values, dtype, rounded=rounded)
+        for values, rounded in ((orders, True), (unrounded, False))
+        if values
+    ]
+    return tuple(share for share in found if share is not None)
 
 
 def noise_scale(
@@ -92,24 +136,9 @@ def noise_scale(
     unrounded
         Results of evaluations in float32 without rounding to storage, same shape.
     """
-    spacing = ulp(golden, dtype)
-    variance = spacing**2 / 12.0
-
-    def mean_square(values: Sequence[Float], allowed: Float | float) -> Float:
-        total = np.zeros_like(golden)
-        for value in values:
-            beyond = np.abs(value - golden) - allowed
-            total += np.where(np.isfinite(beyond), np.maximum(beyond, 0.0), 0.0) ** 2
-        return total / len(values)
-
-    if orders:
-        beyond = mean_square(orders, 0.5 * spacing)
-        variance += _spread(beyond, np.ones_like(beyond, dtype=np.bool_))
-    if unrounded:
-        # Values that are clipped have no error but that of float32 itself, and say nothing of
-        # those that are sums.
-        whole = mean_square(unrounded, 0.0)
-        variance += _spread(whole, whole > (2.0**-24 * golden) ** 2)
+    variance = ulp(golden, dtype) ** 2 / 12.0
+    for row, column in accumulation(golden, orders, dtype, unrounded):
+        variance += row[:, None] * column
     scale: Float = np.sqrt(variance)
     return scale
 
