@@ -12,6 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from harness.allocator import keep_freed_memory
 from harness.certify.results import FaultRun, HealthyRun, Record, Run
 from harness.faults.library import library
 from harness.judge import factors as judge_factors
@@ -85,6 +86,7 @@ def sampled(names: Sequence[str], every: int) -> tuple[str, ...]:
 def _settle() -> None:
     """Keep libraries from starting threads of their own beside as many processes as cores."""
     os.environ["TVM_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
+    keep_freed_memory()
 
 
 def _plant(pieces: Sequence[tuple[str, int | None]], dtype: str, target: str) -> list[FaultRun]:
