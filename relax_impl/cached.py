@@ -210,23 +210,29 @@ def _store_function(
     slot: Any = cached.key_slot if what == "keys" else cached.value_slot
     row: Any = cached.written
 
-    @T.prim_func(private=True, s_tir=True)
-    def keys(c: T.handle, x: T.handle, p: T.handle) -> None:
-        T.func_attr({"tirx.noalias": True})
-        b, s, panels = T.int64(), T.int64(), T.int64()
-        C = T.match_buffer(c, (b, heads, panels, dim, PANEL), dtype)
-        X = T.match_buffer(x, (b, s, heads, dim), dtype)
-        P = T.match_buffer(p, (b,), "int32")
-        for n, i, h, d in T.grid(b, s, heads, dim):
-            with T.sblock("store"):
-                vn, vi, vh, vd = T.axis.remap("SSSS", [n, i, h, d])
-                C[
-                    row(vn, s),
-                    vh,
-                    T.Cast("int64", slot(P[vn], T.Cast("int32", vi), T.Cast("int32", s))) // PANEL,
-                    vd,
-                    T.Cast("int64", slot(P[vn], T.Cast("int32", vi), T.Cast("int32", s))) % PANEL,
-                ] = X[vn, vi, vh, vd]
+    if what == "keys":
+
+        @T.prim_func(private=True, s_tir=True)
+        def keys(c: T.handle, x: T.handle, p: T.handle) -> None:
+            T.func_attr({"tirx.noalias": True})
+            b, s, panels = T.int64(), T.int64(), T.int64()
+            C = T.match_buffer(c, (b, heads, panels, dim, PANEL), dtype)
+            X = T.match_buffer(x, (b, s, heads, dim), dtype)
+            P = T.match_buffer(p, (b,), "int32")
+            for n, i, h, d in T.grid(b, s, heads, dim):
+                with T.sblock("store"):
+                    vn, vi, vh, vd = T.axis.remap("SSSS", [n, i, h, d])
+                    C[
+                        row(vn, s),
+                        vh,
+                        T.Cast("int64", slot(P[vn], T.Cast("int32", vi), T.Cast("int32", s)))
+                        // PANEL,
+                        vd,
+                        T.Cast("int64", slot(P[vn], T.Cast("int32", vi), T.Cast("int32", s)))
+                        % PANEL,
+                    ] = X[vn, vi, vh, vd]
+
+        return keys
 
     @T.prim_func(private=True, s_tir=True)
     def values(c: T.handle, x: T.handle, p: T.handle) -> None:
@@ -245,7 +251,7 @@ def _store_function(
                     vd,
                 ] = X[vn, vi, vh, vd]
 
-    return keys if what == "keys" else values
+    return values
 
 
 def portable(

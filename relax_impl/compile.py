@@ -20,6 +20,7 @@ from relax_impl.graph import Function, Graph, LayerOperations, build_graph
 from relax_impl.kernels import cuda
 from relax_impl.kernels.cpu import FAST
 from relax_impl.kernels.cuda.library import attach
+from relax_impl.kernels.parsing import quick_inlining
 from relax_impl.layout import Layout
 from relax_impl.operations import PLAIN, Operations
 from relax_impl.target import is_hopper, resolve, use_all_cores
@@ -212,7 +213,7 @@ def compile_model(
     known = index.read(note) if note else None
     if known is None or not _intact(cache_directory() / known.library):
         best = default_operations(target)
-        with resolved:
+        with resolved, quick_inlining():
             graph = build_graph(config, dtype, operations or (lambda layer: best), whole=whole)
         path = cache_directory() / f"{cache_key(graph.module, resolved)}.so"
         cached = _intact(path)

@@ -65,6 +65,8 @@ def is_hopper(target: Target) -> bool:
 
 
 def wide_vectors() -> bool:
-    """Whether the current target has registers of 512 bits."""
+    """Whether the current target has registers of 512 bits, by its features or its processor."""
     target = Target.current(allow_none=True)
-    return target is not None and "+avx512f" in [str(f) for f in target.attrs.get("mattr", [])]
+    if target is None or target.kind.name != "llvm":
+        return False
+    return bool(tvm.get_global_func("target.target_has_feature")("avx512f", target))

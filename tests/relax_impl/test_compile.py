@@ -14,13 +14,17 @@ import numpy as np
 import pytest
 import tvm
 from tvm import relax
+from tvm.script.parser.core.parser import ScriptMacro
 
 from relax_impl.compile import cache_directory, cache_key, compile_model, pipeline
 from relax_impl.config import MPTConfig
 from relax_impl.graph import build_graph
 from relax_impl.kernels.cpu import FAST
+from relax_impl.kernels.cpu.linear import linear_kernel
+from relax_impl.kernels.cpu.rowwise import norm_kernel
+from relax_impl.kernels.parsing import quick_inlining
 from relax_impl.operations import PLAIN, gelu
-from relax_impl.target import resolve, use_all_cores
+from relax_impl.target import resolve, use_all_cores, wide_vectors
 
 TINY = {
     "d_model": 16, "n_heads": 2, "n_layers": 1, "vocab_size": 32, "max_seq_len": 8, "no_bias": True,
@@ -194,6 +198,40 @@ def test_the_host_is_more_than_its_architecture():
     if flags is not None:
         for feature in ("f16c", "fma", "avx2", "avx512f"):
             assert (f"+{feature}" in features) == (feature in flags)
+
+
+@pytest.mark.parametrize(
+    ("processor", "more", "register", "fused"),
+    [
+        ({"mcpu": "skylake-avx512"}, True, "zmm", "vfmadd"),
+        ({"mcpu": "znver3", "mattr": ["+avx512f"]}, True, "zmm", "vfmadd"),
+        ({"mcpu": "znver4", "mattr": ["-avx512f"]}, False, "ymm", "vfmadd"),
+        ({"mcpu": "haswell"}, False, "ymm", "vfmadd"),
+        ({"mtriple": "aarch64-linux-gnu", "mcpu": "neoverse-n1"}, False, "v0.4s", "fmla"),
+    ],
+)
+def test_vectors_are_as_wide_as_the_processor_has_them(processor, more, register, fused):
+    """Compiled only: what this machine lacks is not run."""
+    target = tvm.target.Target({"kind": "llvm", **processor})
+    with target:
+        assert wide_vectors() == more
+        kernel = linear_kernel(32, "float32", "float32", False, wide_vectors())
+    module = tvm.IRModule({"k": kernel.with_attr("global_symbol", "k")})
+    built = tvm.compile(module, target=target, tir_pipeline="s_tir")
+    assembly = built.mod.inspect_source("asm")
+    assert fused in assembly and register in assembly
+    assert ("zmm" in assembly) == more
+
+
+def test_parsing_quickly_gives_the_same_kernel():
+    arguments = (24, "float32", 1e-5, False, True)
+    slow = norm_kernel.__wrapped__(*arguments)
+    finder = ScriptMacro._find_parser_def
+    with quick_inlining():
+        assert ScriptMacro._find_parser_def is not finder
+        quick = norm_kernel.__wrapped__(*arguments)
+    assert ScriptMacro._find_parser_def is finder
+    tvm.ir.assert_structural_equal(slow, quick)
 
 
 def test_targets_that_are_none_are_refused():

@@ -13,7 +13,7 @@ from relax_impl.cached import CachedAttention
 from relax_impl.kernels.cpu.attention import flash
 from relax_impl.kernels.cpu.cached import over_cache
 from relax_impl.kernels.cpu.linear import linear_kernel
-from relax_impl.kernels.cpu.rowwise import gelu_kernel, norm_kernel
+from relax_impl.kernels.cpu.rowwise import gelu_kernel, norm_kernel, residual_kernel
 from relax_impl.layout import PANELS
 from relax_impl.operations import PLAIN, scaled
 from relax_impl.target import wide_vectors
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 def _on_rows(
     kernel: tvm.tirx.PrimFunc, name: str, x: Tensor, rest: list[Tensor], width: int, dtype: str
 ) -> Tensor:
-    """Call a kernel over rows (b * s, features) on x (b, s, features)."""
-    b, s, features = x.shape
-    flat = op.reshape(x, (b * s, features))
-    out = Tensor.placeholder((b * s, width), dtype)
-    result = op.tensor_ir_op(kernel, name, [flat, *rest], out)
-    return op.reshape(result, (b, s, width))
+    """Call a kernel over the rows of x (b, s, features).
+
+    The kernels take all three axes: a reshape of what a function returns would be a copy.
+    """
+    b, s, _ = x.shape
+    out = Tensor.placeholder((b, s, width), dtype)
+    return op.tensor_ir_op(kernel, name, [x, *rest], out)
 
 
 def product(x: Tensor, linear: MPTLinear, out_dtype: str) -> Tensor:
@@ -64,6 +65,12 @@ def gelu(x: Tensor) -> Tensor:
     return _on_rows(gelu_kernel(width, x.dtype), "gelu", x, [], width, x.dtype)
 
 
+def residual(x: Tensor, update: Tensor) -> Tensor:
+    """Stream plus update, see `operations.residual`."""
+    width = int(x.shape[-1])
+    return _on_rows(residual_kernel(width, x.dtype), "residual", x, [update], width, x.dtype)
+
+
 FAST = dataclasses.replace(
     PLAIN,
     norm=norm,
@@ -71,6 +78,7 @@ FAST = dataclasses.replace(
     attention=Attention(lowering=flash),
     cached=CachedAttention(lowering=over_cache),
     activation=gelu,
+    residual=residual,
     unembed=unembed,
     layout=PANELS,
 )

@@ -13,16 +13,18 @@ from relax_impl.kernels.cpu.vector import LANES, at, narrow, splat, spread, wide
 
 TILE = 6
 """Rows of x per register tile."""
-BLOCK = 96
-"""Rows of x per task, a multiple of TILE: together with one group of panels they fit L2."""
+BLOCK = 132
+"""Most rows of x per task, a multiple of TILE: with one group of panels they fit L2."""
 GROUP = 4
 """Panels per task."""
+SLICE = 512
+"""Features of a panel that all tiles of a task use before the next: 32 KB in float32."""
 
 
 def linear_kernel(
     rows: int, dtype: str, out_dtype: str, has_bias: bool, wide: bool
 ) -> tirx.PrimFunc:
-    """Product of x (m, columns) and a transposed weight, plus a bias, as (m, rows).
+    """Product of x (b, s, columns) and a transposed weight, plus a bias, as (b, s, rows).
 
     All sizes are arguments, so that one kernel serves every matrix of a model; `rows` only decides
     how many panels a register tile may take.
@@ -61,18 +63,23 @@ def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> 
         return narrow(total + widen(B[n * LANES + q]) if has_bias else total, out_dtype)
 
     @T.inline
-    def tile(
-        mr: Any, np: Any, rows: Any, columns: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any
-    ) -> None:
-        acc = T.alloc_buffer((mr * np * LANES,), "float32", scope="local")
-        for t in T.unroll(mr * np):
+    def start(acc: Any, count: Any) -> None:
+        for t in T.unroll(count):
             acc[at(t * LANES, LANES)] = splat(0.0, LANES)
-        for k in range(columns):
+
+    @T.inline
+    def add(
+        mr: Any, np: Any, acc: Any, begin: Any, end: Any, A: Any, W: Any, i: Any, n: Any
+    ) -> None:
+        for k in range(end - begin):
             for r in T.unroll(mr):
                 for p in T.unroll(np):
                     acc[at((r * np + p) * LANES, LANES)] = product(
-                        acc, r * np + p, A, W, i + r, n + p, k
+                        acc, r * np + p, A, W, i + r, n + p, begin + k
                     )
+
+    @T.inline
+    def finish(mr: Any, np: Any, rows: Any, acc: Any, B: Any, Y: Any, i: Any, n: Any) -> None:
         for r in T.unroll(mr):
             for p in T.unroll(np):
                 if (n + p) * LANES + LANES <= rows:
@@ -83,18 +90,51 @@ def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> 
                         Y[i + r, (n + p) * LANES + q] = scalar(acc, r * np + p, B, n + p, q)
 
     @T.inline
+    def tile(
+        mr: Any, np: Any, rows: Any, columns: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any
+    ) -> None:
+        acc = T.alloc_buffer((mr * np * LANES,), "float32", scope="local")
+        start(acc, mr * np)
+        add(mr, np, acc, T.int64(0), columns, A, W, i, n)
+        finish(mr, np, rows, acc, B, Y, i, n)
+
+    @T.inline
+    def whole(
+        count: Any, rows: Any, columns: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any
+    ) -> None:
+        # Sums wait here while the next slice of the panels is in the nearest cache.
+        part = T.alloc_buffer((BLOCK // TILE, TILE * pair * LANES), "float32", scope="local")
+        slices = (columns + SLICE - 1) // SLICE
+        for s in range(slices):
+            for v in range(count):
+                acc = T.alloc_buffer((TILE * pair * LANES,), "float32", scope="local")
+                if s == 0:
+                    start(acc, TILE * pair)
+                else:
+                    for t in T.unroll(TILE * pair):
+                        acc[at(t * LANES, LANES)] = part[v, at(t * LANES, LANES)]
+                end = T.min((s + 1) * SLICE, columns)
+                add(TILE, pair, acc, s * SLICE, end, A, W, i + v * TILE, n)
+                if s == slices - 1:
+                    finish(TILE, pair, rows, acc, B, Y, i + v * TILE, n)
+                else:
+                    for t in T.unroll(TILE * pair):
+                        part[v, at(t * LANES, LANES)] = acc[at(t * LANES, LANES)]
+
+    @T.inline
     def multiply(m: Any, rows: Any, columns: Any, A: Any, W: Any, B: Any, Y: Any) -> None:
         panels = (rows + LANES - 1) // LANES
         groups = (panels + GROUP - 1) // GROUP
         blocks = (m + BLOCK - 1) // BLOCK
+        # Blocks as equal as whole tiles allow.
+        size = (m + blocks * TILE - 1) // (blocks * TILE) * TILE
         for t in T.parallel(blocks * groups):
             n = t // blocks * GROUP
-            i = t % blocks * BLOCK
-            count = T.min(T.int64(BLOCK), m - i)
+            i = t % blocks * size
+            count = T.max(T.min(size, m - i), T.int64(0))
             here = T.min(T.int64(GROUP), panels - n)
             for u in range(here // pair):
-                for v in range(count // TILE):
-                    tile(TILE, pair, rows, columns, A, W, B, Y, i + v * TILE, n + u * pair)
+                whole(count // TILE, rows, columns, A, W, B, Y, i, n + u * pair)
             # 1 to 5 rows are left over: tiles of 4, 2 and 1.
             rest = count % TILE
             j = i + count - rest
@@ -124,24 +164,28 @@ def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> 
     if has_bias:
 
         @T.prim_func(private=True, s_tir=True)
-        def with_bias(x: T.handle, w: T.handle, b: T.handle, y: T.handle) -> None:
+        def with_bias(x: T.handle, w: T.handle, offset: T.handle, y: T.handle) -> None:
             T.func_attr({"tirx.noalias": True})
-            m, rows, columns, panels = T.int64(), T.int64(), T.int64(), T.int64()
-            X = T.match_buffer(x, (m, columns), dtype)
+            b, s, rows, columns, panels = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+            X = T.match_buffer(x, (b, s, columns), dtype)
             W = T.match_buffer(w, (panels, columns, LANES), dtype)
-            B = T.match_buffer(b, (rows,), dtype)
-            Y = T.match_buffer(y, (m, rows), out_dtype)
-            body(m, rows, columns, X, W, B, Y)
+            B = T.match_buffer(offset, (rows,), dtype)
+            Y = T.match_buffer(y, (b, s, rows), out_dtype)
+            flat_x = T.decl_buffer((b * s, columns), dtype, data=X.data)
+            flat_y = T.decl_buffer((b * s, rows), out_dtype, data=Y.data)
+            body(b * s, rows, columns, flat_x, W, B, flat_y)
 
         return with_bias
 
     @T.prim_func(private=True, s_tir=True)
     def without_bias(x: T.handle, w: T.handle, y: T.handle) -> None:
         T.func_attr({"tirx.noalias": True})
-        m, rows, columns, panels = T.int64(), T.int64(), T.int64(), T.int64()
-        X = T.match_buffer(x, (m, columns), dtype)
+        b, s, rows, columns, panels = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        X = T.match_buffer(x, (b, s, columns), dtype)
         W = T.match_buffer(w, (panels, columns, LANES), dtype)
-        Y = T.match_buffer(y, (m, rows), out_dtype)
-        body(m, rows, columns, X, W, W, Y)
+        Y = T.match_buffer(y, (b, s, rows), out_dtype)
+        flat_x = T.decl_buffer((b * s, columns), dtype, data=X.data)
+        flat_y = T.decl_buffer((b * s, rows), out_dtype, data=Y.data)
+        body(b * s, rows, columns, flat_x, W, W, flat_y)
 
     return without_bias

@@ -1,4 +1,4 @@
-"""Kernels that handle one row at a time: norms and GELU."""
+"""Kernels that handle one row at a time: norms, GELU and the residual sum."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ from relax_impl.kernels.cpu.vector import LANES, at, gelu, narrow, splat, spread
 
 @cache
 def gelu_kernel(width: int, dtype: str) -> tirx.PrimFunc:
-    """GELU of (m, width), in float32 and rounded once."""
+    """GELU of (b, s, width), in float32 and rounded once."""
     whole = width // LANES
 
     @T.prim_func(private=True, s_tir=True)
     def kernel(x: T.handle, y: T.handle) -> None:
         T.func_attr({"tirx.noalias": True})
-        m = T.int64()
-        X = T.match_buffer(x, (m, width), dtype)
-        Y = T.match_buffer(y, (m, width), dtype)
+        b, s = T.int64(), T.int64()
+        X = T.match_buffer(x, (b, s, width), dtype)
+        Y = T.match_buffer(y, (b, s, width), dtype)
         # A block of its own: Relax looks into every function that could be a reshape.
         with T.sblock("gelu"):
-            for i in T.parallel(m):
+            for t in T.parallel(b * s):
+                n, i = t // s, t % s
+                # Through a buffer: TVM reads a bfloat16 within an expression that names its parts
+                # as the integer of its bits.
+                wide = T.alloc_buffer((LANES,), "float32", scope="local")
                 for p in range(whole):
-                    j = p * LANES
-                    Y[i, at(j, LANES)] = narrow(gelu(widen(X[i, at(j, LANES)])), dtype)
+                    wide[at(0, LANES)] = widen(X[n, i, at(p * LANES, LANES)])
+                    Y[n, i, at(p * LANES, LANES)] = narrow(gelu(wide[at(0, LANES)]), dtype)
                 for j in range(width - whole * LANES):
-                    Y[i, whole * LANES + j] = narrow(gelu(widen(X[i, whole * LANES + j])), dtype)
+                    wide[0] = widen(X[n, i, whole * LANES + j])
+                    Y[n, i, whole * LANES + j] = narrow(gelu(wide[0]), dtype)
 
     return kernel
 
@@ -38,7 +43,7 @@ def gelu_kernel(width: int, dtype: str) -> tirx.PrimFunc:
 def norm_kernel(
     width: int, dtype: str, epsilon: float, is_rms: bool, has_bias: bool
 ) -> tirx.PrimFunc:
-    """Layer norm or RMS norm of (m, width), in float32 with one rounding.
+    """Layer norm or RMS norm of (b, s, width), in float32 with one rounding.
 
     Mean first, then the squares around it. Sums run in 16 lanes, which are added at the end.
     """
@@ -91,23 +96,58 @@ def norm_kernel(
                 else:
                     Y[i, start + j] = narrow(s, dtype)
 
-    @T.prim_func(private=True, s_tir=True)
-    def with_bias(x: T.handle, g: T.handle, b: T.handle, y: T.handle) -> None:
-        T.func_attr({"tirx.noalias": True})
-        m = T.int64()
-        X = T.match_buffer(x, (m, width), dtype)
-        G = T.match_buffer(g, (width,), dtype)
-        B = T.match_buffer(b, (width,), dtype)
-        Y = T.match_buffer(y, (m, width), dtype)
-        body(m, X, G, B, Y)
+    if has_bias:
+
+        @T.prim_func(private=True, s_tir=True)
+        def with_bias(x: T.handle, g: T.handle, offset: T.handle, y: T.handle) -> None:
+            T.func_attr({"tirx.noalias": True})
+            b, s = T.int64(), T.int64()
+            X = T.match_buffer(x, (b, s, width), dtype)
+            G = T.match_buffer(g, (width,), dtype)
+            B = T.match_buffer(offset, (width,), dtype)
+            Y = T.match_buffer(y, (b, s, width), dtype)
+            flat_x = T.decl_buffer((b * s, width), dtype, data=X.data)
+            flat_y = T.decl_buffer((b * s, width), dtype, data=Y.data)
+            body(b * s, flat_x, G, B, flat_y)
+
+        return with_bias
 
     @T.prim_func(private=True, s_tir=True)
     def without_bias(x: T.handle, g: T.handle, y: T.handle) -> None:
         T.func_attr({"tirx.noalias": True})
-        m = T.int64()
-        X = T.match_buffer(x, (m, width), dtype)
+        b, s = T.int64(), T.int64()
+        X = T.match_buffer(x, (b, s, width), dtype)
         G = T.match_buffer(g, (width,), dtype)
-        Y = T.match_buffer(y, (m, width), dtype)
-        body(m, X, G, G, Y)
+        Y = T.match_buffer(y, (b, s, width), dtype)
+        flat_x = T.decl_buffer((b * s, width), dtype, data=X.data)
+        flat_y = T.decl_buffer((b * s, width), dtype, data=Y.data)
+        body(b * s, flat_x, G, G, flat_y)
 
-    return with_bias if has_bias else without_bias
+    return without_bias
+
+
+@cache
+def residual_kernel(width: int, dtype: str) -> tirx.PrimFunc:
+    """Sum of two (b, s, width), in float32 and rounded once."""
+    whole = width // LANES
+
+    @T.prim_func(private=True, s_tir=True)
+    def kernel(x: T.handle, u: T.handle, y: T.handle) -> None:
+        T.func_attr({"tirx.noalias": True})
+        b, s = T.int64(), T.int64()
+        X = T.match_buffer(x, (b, s, width), dtype)
+        U = T.match_buffer(u, (b, s, width), dtype)
+        Y = T.match_buffer(y, (b, s, width), dtype)
+        for t in T.parallel(b * s):
+            n, i = t // s, t % s
+            for p in range(whole):
+                Y[n, i, at(p * LANES, LANES)] = narrow(
+                    widen(X[n, i, at(p * LANES, LANES)]) + widen(U[n, i, at(p * LANES, LANES)]),
+                    dtype,
+                )
+            for j in range(width - whole * LANES):
+                Y[n, i, whole * LANES + j] = narrow(
+                    widen(X[n, i, whole * LANES + j]) + widen(U[n, i, whole * LANES + j]), dtype
+                )
+
+    return kernel
