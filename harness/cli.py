@@ -95,7 +95,7 @@ def check(
     subject: Annotated[
         str,
         typer.Option(
-            help="relax, torch, transformers, or package.module:factory (runs that code)."
+            help="relax, torch, transformers, peer:NAME, or module:factory (runs that code)."
         ),
     ] = "relax",
     dtype: Annotated[str, typer.Option(callback=_dtype, help="Storage dtype.")] = "float16",
@@ -468,6 +468,79 @@ def certify(
     for line in (*lines(made), *(f"fell: {text}" for text in worse)):
         typer.echo(line)
     raise typer.Exit(EXIT_DIVERGES if worse else EXIT_CONFORMS)
+
+
+@app.command()
+def peers(
+    only: Annotated[
+        list[str] | None, typer.Option(help="These only; `relax` is the port. All by default.")
+    ] = None,
+    feature: Annotated[list[str] | None, typer.Option(help="These features only.")] = None,
+    dtype: Annotated[list[str] | None, typer.Option(help="These storage dtypes only.")] = None,
+    healthy: Annotated[
+        int, typer.Option(min=0, help="Instead, ask the base config with so many other weights.")
+    ] = 0,
+    speed: Annotated[
+        int, typer.Option(min=0, help="Instead, time so many forwards of each, in turns.")
+    ] = 0,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="With --speed.")] = None,
+    python: Annotated[
+        list[str] | None,
+        typer.Option(help="PEER=INTERPRETER, with --speed: a peer of another environment."),
+    ] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="With --speed: wait for a line before the clock starts.")
+    ] = False,
+    record: Annotated[
+        Path | None, typer.Option(help="Keep answers here, and go on from those that are there.")
+    ] = None,
+    show: Annotated[bool, typer.Option("--show", help="Ask nothing, show the record.")] = False,
+    processes: Annotated[int, typer.Option(min=1, help="At once.")] = 1,
+    json: JsonOption = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page here.")] = None,
+) -> None:
+    """Put every installed MPT through the gate, feature by feature, and draw the table."""
+    from harness.peers.command import Options, answer, summary
+    from harness.peers.table import markdown as drawn
+    from harness.peers.table import page, to_plain
+    from harness.report.files import require_writable, to_json, write_whole
+
+    for place in (json, markdown, html):
+        if place is not None:
+            require_writable(place)
+    pairs = [text.partition("=") for text in python or ()]
+    if any(not name or not path for name, _, path in pairs):
+        raise BadInput("cannot be read", where="--python", expected="PEER=INTERPRETER")
+    options = Options(
+        only=tuple(only or ()),
+        features=tuple(feature or ()),
+        dtypes=tuple(_dtype(text) for text in dtype) if dtype else DTYPES,
+        healthy=healthy,
+        speed=speed,
+        threads=tuple(threads or (1, 2)),
+        pythons={name: path for name, _, path in pairs},
+        record=record,
+        processes=processes,
+        show=show,
+    )
+
+    def ready() -> None:
+        if wait:
+            typer.echo("ready", err=True)
+            sys.stdin.readline()
+
+    cells, speeds = answer(options, lambda text: typer.echo(text, err=True), ready)
+    text = drawn(cells, speeds)
+    if json is not None:
+        write_whole(json, to_json(to_plain(cells, speeds)))
+    if markdown is not None:
+        write_whole(markdown, text.encode())
+    if html is not None:
+        write_whole(html, page(cells, speeds).encode())
+    typer.echo(text, nl=False)
+    if summary(cells):
+        typer.echo(summary(cells))
 
 
 @app.command()

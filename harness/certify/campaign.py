@@ -19,7 +19,10 @@ from harness.judge import factors as judge_factors
 
 _RUNS = ("healthy.py", "observe.py", "planting.py")
 """What of this package decides a result; the rest only counts and draws."""
-_ASIDE = {"report", "shrink", "generate", "ledger", "gate", "dashboard", "templates", "__pycache__"}
+_ASIDE = {
+    "report", "shrink", "generate", "ledger", "gate", "dashboard", "peers", "templates",
+    "__pycache__",
+}  # fmt: skip
 """Rooms that no verdict hangs on."""
 _DOORS = {"cli.py", "pytest_plugin.py"}
 """What of the engine only takes words and gives them back."""

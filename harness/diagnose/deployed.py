@@ -32,6 +32,14 @@ def _logits(oracle: Oracle, order: Any, hidden: Any) -> Any:
     return oracle.part("head").chain(order, hidden)["logits"]
 
 
+def golden_logits(oracle: Oracle, case: Case) -> Any:
+    """Return the float64 logits of one case, as a tensor."""
+    import torch
+
+    ids = torch.from_numpy(np.array(case.ids)).to(oracle.device)
+    return _logits(oracle, oracle.golden, oracle.part("embed").embed(oracle.golden, ids)["hidden"])
+
+
 def deployed_exhibit(oracle: Oracle, subject: Any, case: Case) -> Exhibit:
     """Return the deployed logits of one case.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from harness.diagnose.memory import kept
 from harness.diagnose.paths import path_exhibit, path_templates
 from harness.diagnose.scene import case_of, scene_of, witness_of
 from harness.diagnose.templates import library_templates, storage_template
+from harness.diagnose.whole import whole_templates
 from harness.judge.verdict import Row, judge
 from harness.measure.records import Measurement
 from harness.measure.statistics import Float
@@ -218,15 +220,27 @@ def _remembered(inquiry: Inquiry, measured: Measurement, seen: Exhibit) -> tuple
     digest = hashlib.sha256(seen.golden.tobytes())
     for name, array in sorted(seen.inputs.items()):
         digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
-    place = measured.mode == "deployed", measured.place.path, measured.prompt, seen.golden.shape
+    blind = inquiry.dumped is None and not hasattr(inquiry.subject, "block")
+    place = (
+        measured.mode == "deployed",
+        blind,
+        measured.place.path,
+        measured.prompt,
+        seen.golden.shape,
+    )
     parts = (inquiry.checkpoint, inquiry.oracle.storage, str(place), digest.hexdigest())
     key = "\0".join(parts)
 
     def make() -> Iterator[Template]:
         if measured.mode != "deployed":
             return library_templates(inquiry, seen)
-        case = case_of(inquiry, measured.prompt)
-        return deployed_templates(inquiry.oracle, case, seen.golden, inquiry.config, inquiry.read)
+        given = (
+            inquiry.oracle, case_of(inquiry, measured.prompt), seen.golden, inquiry.config,
+            inquiry.read,
+        )  # fmt: skip
+        if blind:
+            return chain(deployed_templates(*given), whole_templates(*given))
+        return deployed_templates(*given)
 
     return kept(inquiry.checkpoint, key, make)
 

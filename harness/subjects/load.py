@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 BUILT_IN = ("relax", "torch", "transformers")
 STREAMED = ("relax", "torch")
 """Subjects that can hold the weights of one layer at a time."""
+PEER = "peer:"
+"""Before the name of somebody else's MPT, see `harness.subjects.peers`."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,8 @@ def load_subject(
     Parameters
     ----------
     name
-        ``relax``, ``torch``, ``transformers`` or ``package.module:factory``; the latter imports
-        and runs that code.
+        ``relax``, ``torch``, ``transformers``, ``peer:NAME`` or ``package.module:factory``; the
+        latter imports and runs that code.
     checkpoint
         Directory in the hub layout.
     dtype, target
@@ -102,6 +104,11 @@ def load_subject(
         from harness.subjects.transformers import load as load_transformers
 
         return _guarded(lambda: load_transformers(checkpoint, dtype=dtype, target=target), name)
+    if name.startswith(PEER):
+        from harness.subjects.peers.registry import peer
+
+        chosen = peer(name.removeprefix(PEER))
+        return _guarded(lambda: chosen.load(checkpoint, dtype=dtype, target=target), name)
     factory = _factory(name)
     return _guarded(lambda: factory(checkpoint, dtype=dtype, target=target), name)
 
@@ -125,7 +132,7 @@ def _factory(name: str) -> Callable[..., Any]:
         raise BadInput(
             "unknown subject",
             where="--subject",
-            expected=", ".join(BUILT_IN) + " or package.module:factory",
+            expected=", ".join(BUILT_IN) + ", peer:NAME or package.module:factory",
             found=repr(name),
         )
     # The user's module usually lies where they stand, as with `python -m`.

@@ -1,0 +1,108 @@
+"""What a model that reads its config wrongly says: templates of the logits, where there is no tap.
+
+A subject that offers no `block` shows its logits alone. A field that is ignored, or read as
+something else, still makes an MPT, which the reference can run: its logits are the template. Two
+such faults together are a template of their own, since a loader that drops one field drops others
+with it. Faults of an operation are not looked for here: they have no config that means them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import combinations
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from harness.diagnose.deployed import golden_logits
+from harness.diagnose.match import Template
+from harness.measure.oracle import Oracle, Read, flat
+from harness.measure.run import Case
+from harness.measure.statistics import Float
+from harness.subjects.protocol import Rounding
+
+AS_FIELDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {"qk-ln-ignored": {"qk_ln": False}, "biases-ignored": {"no_bias": True}}
+)
+"""Faults that are planted in operations and mean a field all the same."""
+
+
+def misread(config: Any) -> dict[str, dict[str, Any]]:
+    """Return the faults of the library that are another config, with the fields they change.
+
+    Parameters
+    ----------
+    config
+        Parsed by the port's room, of whose config the library's faults are made.
+    """
+    from harness.faults.library import library
+
+    plain = asdict(config)
+    found: dict[str, dict[str, Any]] = {}
+    for fault in library().values():
+        if fault.equivalent or fault.config is None:
+            continue
+        try:
+            changed = asdict(fault.config(config))
+        except Exception:
+            # A field that this config leaves out cannot be misread.
+            continue
+        fields = {name: value for name, value in changed.items() if value != plain[name]}
+        if fields:
+            found[fault.name] = fields
+    for name, fields in AS_FIELDS.items():
+        if any(plain[field] != value for field, value in fields.items()):
+            found.setdefault(name, dict(fields))
+    return found
+
+
+def whole_templates(
+    oracle: Oracle, case: Case, golden: Float, config: Any, read: Read
+) -> Iterator[Template]:
+    """Yield the logits of every misread config, and of every two of them.
+
+    Parameters
+    ----------
+    oracle
+        Knows the reference's config and how weights are stored.
+    golden
+        The logits as they should be.
+    config
+        Parsed by the port's room.
+    read
+        Original tensor name to array.
+    """
+    acting: dict[str, dict[str, Any]] = {}
+    for name, fields in misread(config).items():
+        expected = _logits(oracle, case, fields, read)
+        if expected is None or np.array_equal(expected, golden):
+            continue
+        acting[name] = fields
+        yield Template(name, expected)
+    for one, other in combinations(acting, 2):
+        if acting[one].keys() & acting[other].keys():
+            continue
+        expected = _logits(oracle, case, acting[one] | acting[other], read)
+        if expected is not None:
+            yield Template(f"{one} and {other}", expected)
+
+
+def _logits(oracle: Oracle, case: Case, fields: Mapping[str, Any], read: Read) -> Float | None:
+    """Return the float64 logits with some fields changed; ``None`` if the weights do not fit."""
+    known = {name: value for name, value in fields.items() if hasattr(oracle.config, name)}
+    if known.keys() != fields.keys():
+        return None
+    try:
+        other = Oracle(
+            replace(oracle.config, **known),
+            read,
+            storage=oracle.storage,
+            rounding=Rounding(),
+            device=oracle.device,
+        )
+        return flat(golden_logits(other, case))
+    except Exception:
+        # Weights that another config wants and that are not there, or not of that shape.
+        return None

@@ -1,0 +1,1 @@
+"""Everybody's MPT through one gate: which features of the config each of them honours."""
