@@ -50,14 +50,15 @@ def questions(
     """Return what is asked, features first: peers asked one after another share the reference.
 
     The port is asked everything in every dtype; a peer what is core in every dtype of its own, and
-    the rest in float32.
+    the rest in float32, or in the first of its dtypes where that is not one.
     """
     result = []
     for feature in (FEATURES[name] for name in features):
         for dtype in dtypes:
             for name in names:
                 own = STORAGE_DTYPES if name == OWN else PEERS[name].dtypes
-                if dtype in own and (name == OWN or feature.core or dtype == WIDEST):
+                widest = WIDEST if WIDEST in own else own[0]
+                if dtype in own and (name == OWN or feature.core or dtype == widest):
                     result.append((name, feature, dtype))
     return result
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -66,6 +67,13 @@ def _stand_in(name: str) -> Any:
 
 def load_original(checkpoint: Path, dtype: torch.dtype) -> Any:
     """Return the original's model with a checkpoint's weights, in any dtype that torch has."""
+    with warnings.catch_warnings():
+        # Of the original about itself and about releases of torch that it does not know.
+        warnings.simplefilter("ignore")
+        return _load_original(checkpoint, dtype)
+
+
+def _load_original(checkpoint: Path, dtype: torch.dtype) -> Any:
     config_module, model_module = modelling()
     opened = Checkpoint.open(checkpoint)
     raw = dict(opened.config)

@@ -104,7 +104,8 @@ def _peers() -> dict[str, Peer]:
             ("llama_cpp_python", "gguf"),
             "llama-cpp",
             f"{_HERE}.llama_cpp",
-            ("float16", "float32"),
+            # Its GELU goes through a float16 table whatever the file holds.
+            ("float16",),
             taps=True,
             cannot={"left-padding": "a sequence has no padding; rows have positions of their own"},
             instead={"llama_cpp": "LLAMA_CPP_LIB_PATH"},
