@@ -53,7 +53,25 @@ def lacks_compiler() -> str | None:
     return None if shutil.which("nvcc") else "no CUDA compiler (nvcc is not on PATH)"
 
 
-LACKS: dict[str, Callable[[], str | None]] = {"gpu": lacks_device, "cuda_build": lacks_compiler}
+def lacks_peer(*names: str) -> Callable[[], str | None]:
+    """Say what a peer's test cannot do without."""
+
+    def lacks() -> str | None:
+        from harness.subjects.peers.registry import PEERS
+
+        missing = [name for peer in names for name in PEERS[peer].missing]
+        return f"not installed: {', '.join(missing)}" if missing else None
+
+    return lacks
+
+
+LACKS: dict[str, Callable[[], str | None]] = {
+    "gpu": lacks_device,
+    "cuda_build": lacks_compiler,
+    "peers": lacks_peer("ctranslate2", "onnxruntime", "openvino"),
+    "llama_cpp": lacks_peer("llama-cpp"),
+    "foundry": lacks_peer("llm-foundry"),
+}
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

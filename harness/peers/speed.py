@@ -18,6 +18,7 @@ from harness.errors import BadInput
 from harness.peers.ask import OWN, versions
 from harness.peers.cell import Speed
 from harness.subjects.load import load_subject
+from harness.subjects.peers.registry import PEERS
 from harness.subjects.protocol import Array
 
 MODEL = Exposure(
@@ -27,7 +28,12 @@ MODEL = Exposure(
     shows="d_model 512, 8 layers, 8 heads, vocabulary 50432",
 )
 LENGTH = 128
-DTYPE = "float32"
+
+
+def _dtype(name: str) -> str:
+    """Return float32, or the first dtype of a peer that has none."""
+    dtypes = ("float32",) if name == OWN else PEERS[name].dtypes
+    return "float32" if "float32" in dtypes else dtypes[0]
 
 
 def measure(
@@ -78,7 +84,7 @@ def measure(
     finally:
         for worker in workers.values():
             worker.kill()
-    return [Speed(name, threads, DTYPE, tuple(seen[name]), who[name]) for name in seen]
+    return [Speed(name, threads, _dtype(name), tuple(seen[name]), who[name]) for name in seen]
 
 
 def _start(python: str, name: str, folder: Path, threads: int) -> subprocess.Popen[str]:
@@ -140,7 +146,7 @@ def _serve(name: str, folder: Path, threads: int, answers: TextIO) -> None:
 def _loaded(name: str, folder: Path) -> Callable[[], Array]:
     checkpoint = materialise(MODEL, folder, "bfloat16")
     source = name if name == OWN else f"peer:{name}"
-    loaded = load_subject(source, checkpoint, dtype=DTYPE, target="llvm")
+    loaded = load_subject(source, checkpoint, dtype=_dtype(name), target="llvm")
     if loaded.subject is None:
         raise BadInput(loaded.failure)
     vocabulary = MODEL.config["vocab_size"]

@@ -50,20 +50,28 @@ def converted(w: dict, attn_config: dict, fields: dict, folder: str) -> ctransla
         return Node(weight=w[name])
 
     block = Node(
-        norm_1=module("norm_1"), norm_2=module("norm_2"),
+        norm_1=module("norm_1"),
+        norm_2=module("norm_2"),
         attn=Node(Wqkv=module("Wqkv"), out_proj=module("out_proj")),
         ffn=Node(up_proj=module("up_proj"), down_proj=module("down_proj")),
     )
     model = Node(
         config=Node(
-            d_model=D, n_heads=H, n_layers=1, vocab_size=V, max_seq_len=64,
-            attn_config=attn_config, **fields,
+            d_model=D,
+            n_heads=H,
+            n_layers=1,
+            vocab_size=V,
+            max_seq_len=64,
+            attn_config=attn_config,
+            **fields,
         ),
         transformer=Node(wte=module("wte"), norm_f=module("norm_f"), blocks=[block]),
     )
     tokenizer = Node(
         get_vocab=lambda: {f"<{i}>": i for i in range(V)},
-        bos_token="<0>", eos_token="<0>", unk_token="<0>",
+        bos_token="<0>",
+        eos_token="<0>",
+        unk_token="<0>",
     )
     spec = _MODEL_LOADERS["MPTConfig"](model, tokenizer)
     spec.validate()
@@ -98,10 +106,18 @@ def main() -> int:
     for name, attn_config, fields, meaning in (
         ("defaults", {"alibi": True}, {}, {}),
         ("attn_config.clip_qkv=1", {"alibi": True, "clip_qkv": 1.0}, {}, {"clip": 1.0}),
-        ("attn_config.alibi_bias_max=16", {"alibi": True, "alibi_bias_max": 16}, {},
-         {"bias_max": 16.0}),
-        ("attn_config.softmax_scale=0.125", {"alibi": True, "softmax_scale": 0.125}, {},
-         {"scale": 0.125}),
+        (
+            "attn_config.alibi_bias_max=16",
+            {"alibi": True, "alibi_bias_max": 16},
+            {},
+            {"bias_max": 16.0},
+        ),
+        (
+            "attn_config.softmax_scale=0.125",
+            {"alibi": True, "softmax_scale": 0.125},
+            {},
+            {"scale": 0.125},
+        ),
         ("logit_scale=0.125", {"alibi": True}, {"logit_scale": 0.125}, {"logit_scale": 0.125}),
     ):
         with tempfile.TemporaryDirectory() as folder:

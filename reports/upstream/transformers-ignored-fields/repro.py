@@ -49,8 +49,14 @@ def expected(model, ids, bias_max=8.0, clip=None, logit_scale=None):
 def run(attn_config=None, **fields):
     torch.manual_seed(0)
     config = MptConfig(
-        d_model=D, n_heads=H, n_layers=1, vocab_size=V, max_seq_len=64,
-        attn_config=attn_config or {}, attn_implementation="eager", **fields,
+        d_model=D,
+        n_heads=H,
+        n_layers=1,
+        vocab_size=V,
+        max_seq_len=64,
+        attn_config=attn_config or {},
+        attn_implementation="eager",
+        **fields,
     )
     model = MptForCausalLM(config).eval()
     with torch.no_grad():
@@ -94,7 +100,9 @@ def main() -> int:
         ("expansion_ratio=2", run(expansion_ratio=2), None),
     ):
         shape = tuple(model.transformer.blocks[0].ffn.up_proj.weight.shape)
-        built = shape[0] == 2 * D if wanted is None else any(wanted in n for n in model.state_dict())
+        built = (
+            shape[0] == 2 * D if wanted is None else any(wanted in n for n in model.state_dict())
+        )
         ignored += not built
         what = f"up_proj {shape}, expected ({2 * D}, {D})" if wanted is None else f"no {wanted}"
         print(f"{name:32} {'right' if built else 'WRONG: ' + what}")

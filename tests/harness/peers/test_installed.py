@@ -48,10 +48,3 @@ def test_onnxruntime_inherits_from_transformers(folder: Path) -> None:
     found = ask("onnxruntime", FEATURES["bias-max-16"], "float32", folder, quiet)
     assert (found.state, found.fault) == ("diverges", "alibi-bias-max-ignored")
     assert found.first == "transformer.blocks.0.attn.context"
-
-
-@pytest.mark.skipif(bool(PEERS["llama-cpp"].missing), reason="LLAMA_CPP_LIB_PATH names no library")
-def test_llama_cpp_computes_another_gelu(folder: Path) -> None:
-    found = ask("llama-cpp", FEATURES["base"], "float16", folder, quiet)
-    assert (found.state, found.fault) == ("diverges", "gelu-tanh")
-    assert found.first == "transformer.blocks.0.ffn.act"
