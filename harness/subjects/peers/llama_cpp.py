@@ -158,6 +158,25 @@ _TAPS = {
 }
 
 
+_NARROW = frozenset(
+    (
+        "norm_1",
+        "attn.Wqkv",
+        "attn.context",
+        "norm_2",
+        "ffn.up_proj",
+        "ffn.act",
+        "attn.q_ln",
+        "attn.k_ln",
+    )
+)
+"""Taps that are float16 where they are used, though their node is float32.
+
+A product with a float16 matrix rounds its other operand; so do that with the cache, and the
+table of GELU.
+"""
+
+
 class LlamaCppSubject:
     """The whole model, and models of one layer for its parts.
 
@@ -170,7 +189,7 @@ class LlamaCppSubject:
     """
 
     protocol = 2
-    # Sums, scores and softmax are float32; what meets a float16 matrix is rounded to float16.
+    # Sums, scores and softmax are float32, and so is the stream.
     rounding = Rounding(scores="float32", residual="fused")
 
     def __init__(self, checkpoint: Path, dtype: str) -> None:
@@ -221,7 +240,7 @@ class LlamaCppSubject:
         norms, logits = [], []
         for hidden in hidden_states:
             seen = self._fresh(self._parts["head"]).run(np.asarray(hidden, np.float32), taps=True)
-            norms.append(seen["result_norm"].reshape(len(hidden), -1))
+            norms.append(self._as_used(seen["result_norm"]).reshape(len(hidden), -1))
             logits.append(self._logits(seen))
         return {"transformer.norm_f": np.stack(norms), "logits": np.stack(logits)}
 
@@ -289,7 +308,12 @@ class LlamaCppSubject:
         if self._config.qk_ln:
             taps["attn.q_ln"] = seen["Qcur"].reshape(length, -1)
             taps["attn.k_ln"] = seen["Kcur"].reshape(length, -1)
-        return taps
+        return {
+            tap: self._as_used(value) if tap in _NARROW else value for tap, value in taps.items()
+        }
+
+    def _as_used(self, value: Array) -> Array:
+        return value.astype(np.float16) if self.dtype == "float16" else value
 
 
 class _Row:
