@@ -52,9 +52,9 @@ def misread(config: Any) -> dict[str, dict[str, Any]]:
         fields = {name: value for name, value in changed.items() if value != plain[name]}
         if fields:
             found[fault.name] = fields
-    for name, fields in AS_FIELDS.items():
-        if any(plain[field] != value for field, value in fields.items()):
-            found.setdefault(name, dict(fields))
+    for name, meant in AS_FIELDS.items():
+        if any(plain[field] != value for field, value in meant.items()):
+            found.setdefault(name, dict(meant))
     return found
 
 

@@ -110,8 +110,8 @@ def markdown(cells: Sequence[Cell], speeds: Sequence[Speed]) -> str:
         lines += ["|---|---|---|---|---|"]
         for speed in speeds:
             span = f"{min(speed.milliseconds):.1f} to {max(speed.milliseconds):.1f}"
-            words = (speed.peer, speed.dtype, str(speed.threads), f"{speed.median:.1f}", span)
-            lines.append("| " + " | ".join(words) + " |")
+            shown = (speed.peer, speed.dtype, str(speed.threads), f"{speed.median:.1f}", span)
+            lines.append("| " + " | ".join(shown) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -13,7 +13,7 @@ from harness.subjects.protocol import Rounding
 
 def _build(module: Any, example: Any) -> Run:
     program = torch.export.export(module, (example,)).run_decompositions()
-    return program.module()  # type: ignore[no-any-return]
+    return program.module()
 
 
 def load(checkpoint: Path, *, dtype: str, target: str) -> GraphSubject:
