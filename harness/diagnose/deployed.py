@@ -6,15 +6,18 @@ the chain of the taps; the template is the golden's answer to the stream that th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from harness.diagnose.exhibit import Exhibit
-from harness.diagnose.match import Template
+from harness.diagnose.match import Scene, Template
 from harness.diagnose.steps import HEALTHY, library_steps
 from harness.diagnose.weights import Read, healthy_parameters
+from harness.judge.factors import Factors
+from harness.judge.verdict import judge
 from harness.measure.compare import measure_tap
 from harness.measure.oracle import Oracle, flat
 from harness.measure.records import Measurement
@@ -32,12 +35,49 @@ def _logits(oracle: Oracle, order: Any, hidden: Any) -> Any:
     return oracle.part("head").chain(order, hidden)["logits"]
 
 
-def golden_logits(oracle: Oracle, case: Case) -> Any:
-    """Return the float64 logits of one case, as a tensor."""
+def logits_of(oracle: Oracle, order: Any, case: Case) -> Any:
+    """Return the logits of one case by one order of evaluation, as a tensor."""
     import torch
 
     ids = torch.from_numpy(np.array(case.ids)).to(oracle.device)
-    return _logits(oracle, oracle.golden, oracle.part("embed").embed(oracle.golden, ids)["hidden"])
+    return _logits(oracle, order, oracle.part("embed").embed(order, ids)["hidden"])
+
+
+def scene_around(
+    oracle: Oracle, case: Case, scene: Scene, factors: Factors
+) -> Callable[[Template], Scene]:
+    """Return what makes the scene of a model with a fault, judged by its own orders.
+
+    Parameters
+    ----------
+    scene
+        Of the model without one.
+    factors
+        The verdict's.
+    """
+    shape = (*case.ids.shape, oracle.config.vocab_size)
+
+    def around(template: Template) -> Scene:
+        assert template.orders is not None
+        orders, expected = template.orders(), template.expected
+
+        def ratio(seen: Float, golden: Float) -> float:
+            measured = measure_tap(
+                "deployed", LOGITS, case.name, seen.reshape(shape), golden, list(orders),
+                oracle.storage,
+            )  # fmt: skip
+            return judge(measured, oracle.storage, factors).ratio
+
+        noise = noise_scale(expected, orders, oracle.storage)
+        return replace(
+            scene,
+            orders=tuple(scene.golden + (order - expected) for order in orders),
+            noise=lambda _: noise,
+            ratio=ratio,
+            around=None,
+        )
+
+    return around
 
 
 def deployed_exhibit(oracle: Oracle, subject: Any, case: Case) -> Exhibit:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 
 import numpy as np
@@ -27,10 +27,15 @@ from harness.measure.statistics import Float
 
 @dataclass(frozen=True)
 class Template:
-    """What a fault makes of a tap: ``expected`` is golden plus template, ``(rows, columns)``."""
+    """What a fault makes of a tap: ``expected`` is golden plus template, ``(rows, columns)``.
+
+    ``orders`` are the legitimate evaluations of the model with the fault, made when they are asked
+    for, where that is another model altogether with a noise of its own.
+    """
 
     fault: str
     expected: Float
+    orders: Callable[[], tuple[Float, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class Scene:
         Calibrated factor of a projection at this kind of tap.
     alpha
         Probability that chance exceeds a bound.
+    around
+        From a template with orders to the scene of the model with that fault.
     """
 
     observed: Float
@@ -61,6 +68,7 @@ class Scene:
     ratio: Callable[[Float, Float], float]
     gain_factor: float
     alpha: float
+    around: Callable[[Template], Scene] | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +179,9 @@ def _one(scene: Scene, template: Template, count: int) -> Match | None:
     ]
     size = _length(error)
     left = error - direction
+    if template.orders is not None and scene.around is not None and along > length / 2.0:
+        # Near enough to be this model: judged by its own noise.
+        return _one(scene.around(template), replace(template, orders=None), count)
     return Match(
         fault=template.fault,
         coefficient=along / length,

@@ -5,12 +5,18 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
 
 from harness.diagnose.crosscheck import borne_out, told_apart
-from harness.diagnose.deployed import LOGITS, deployed_exhibit, deployed_templates
+from harness.diagnose.deployed import (
+    LOGITS,
+    deployed_exhibit,
+    deployed_templates,
+    scene_around,
+)
 from harness.diagnose.exhibit import Exhibit, bias_exhibit, exhibit
 from harness.diagnose.inquiry import Diagnosis, Inquiry
 from harness.diagnose.match import Match, Scene, Template, match
@@ -144,6 +150,10 @@ def _at(inquiry: Inquiry, row: Row, progress: Callable[[str], None]) -> Diagnosi
     progress(f"diagnosis: {measured.place.path}: {len(left)} templates")
     mode = "deployed" if measured.mode == "deployed" else None
     scene = scene_of(inquiry, seen, mode)
+    if mode == "deployed":
+        case = case_of(inquiry, measured.prompt)
+        around = scene_around(inquiry.oracle, case, scene, inquiry.factors)
+        scene = replace(scene, around=around)
     group, nearest = match(scene, left)
     if not group and nearest is not None and measured.mode != "deployed":
         group, _ = match(scene, storage_template(inquiry, seen, nearest.fault))

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.diagnose.deployed import golden_logits
+from harness.diagnose.deployed import logits_of
 from harness.diagnose.match import Template
 from harness.measure.oracle import Oracle, Read, flat
 from harness.measure.run import Case
@@ -76,22 +76,25 @@ def whole_templates(
     """
     acting: dict[str, dict[str, Any]] = {}
     for name, fields in misread(config).items():
-        expected = _logits(oracle, case, fields, read)
-        if expected is None or np.array_equal(expected, golden):
+        made = _template(name, oracle, case, fields, read)
+        if made is None or np.array_equal(made.expected, golden):
             continue
         acting[name] = fields
-        yield Template(name, expected)
+        yield made
     for one, other in combinations(acting, 2):
         if acting[one].keys() & acting[other].keys():
             continue
-        expected = _logits(oracle, case, acting[one] | acting[other], read)
-        if expected is not None:
-            yield Template(f"{one} and {other}", expected)
+        both = acting[one] | acting[other]
+        made = _template(f"{one} and {other}", oracle, case, both, read)
+        if made is not None:
+            yield made
 
 
-def _logits(oracle: Oracle, case: Case, fields: Mapping[str, Any], read: Read) -> Float | None:
-    """Return the float64 logits with some fields changed; ``None`` if the weights do not fit."""
-    known = {name: value for name, value in fields.items() if hasattr(oracle.config, name)}
+def _template(
+    name: str, oracle: Oracle, case: Case, fields: Mapping[str, Any], read: Read
+) -> Template | None:
+    """Return the logits with some fields changed; ``None`` if the weights do not fit."""
+    known = {key: value for key, value in fields.items() if hasattr(oracle.config, key)}
     if known.keys() != fields.keys():
         return None
     try:
@@ -102,7 +105,14 @@ def _logits(oracle: Oracle, case: Case, fields: Mapping[str, Any], read: Read) -
             rounding=Rounding(),
             device=oracle.device,
         )
-        return flat(golden_logits(other, case))
+        # The rounding that the subject declares is that of the model it was taken for.
+        other.orders = oracle.orders
+        expected = flat(logits_of(other, other.golden, case))
     except Exception:
         # Weights that another config wants and that are not there, or not of that shape.
         return None
+
+    def orders() -> tuple[Float, ...]:
+        return tuple(flat(logits_of(other, order, case)) for order in other.orders)
+
+    return Template(name, expected, orders)

@@ -52,9 +52,10 @@ def test_logits_are_the_originals(name: str, folder: Path, monkeypatch: pytest.M
     model = original(path)
     attention = sys.modules["llmfoundry.models.layers.attention"]
     monkeypatch.setattr(attention, "gen_slopes", double_slopes)
-    bias = attention.build_alibi_bias
+    transformer = type(model.transformer)
+    bias = transformer._attn_bias
     monkeypatch.setattr(
-        attention, "build_alibi_bias", lambda *a, **k: bias(*a, **{**k, "dtype": torch.float64})
+        transformer, "_attn_bias", lambda *a, **k: bias(*a, **{**k, "dtype": torch.float64})
     )
     opened = Checkpoint.open(path)
     config = MPTConfig.from_dict(opened.config)
