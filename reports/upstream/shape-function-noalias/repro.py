@@ -21,7 +21,7 @@ TARGET = tvm.target.Target(
 
 
 @T.prim_func(private=True, s_tir=True)
-def gemm(x: T.handle, w: T.handle, y: T.handle):  # noqa: D103
+def gemm(x: T.handle, w: T.handle, y: T.handle):
     T.func_attr({"tirx.noalias": True})
     m = T.int64()
     X = T.match_buffer(x, (m, K), "float32")
