@@ -6,6 +6,7 @@ made when a shape is first seen, since most of these routes want it static.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,9 @@ class GraphSubject:
 
     def _run(self, part: Any, module: Callable[[], Any], given: Any) -> list[Array]:
         key = part, tuple(given.shape)
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            # Of a compiler, about the libraries that it meets.
+            warnings.simplefilter("ignore")
             if key not in self._graphs:
                 self._graphs[key] = self._build(module().eval(), given)
             return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -123,4 +124,8 @@ class Peer:
             As `require`.
         """
         self.require(dtype)
-        return importlib.import_module(self.module).load(checkpoint, dtype=dtype, target=target)
+        with warnings.catch_warnings():
+            # Of a peer's libraries, about themselves and each other.
+            warnings.simplefilter("ignore")
+            module = importlib.import_module(self.module)
+            return module.load(checkpoint, dtype=dtype, target=target)
