@@ -16,6 +16,8 @@ from harness.errors import (
     EXIT_NOT_PROVEN,
     BadInput,
     ConformanceError,
+    out_of_memory,
+    ran_out_of_memory,
 )
 from harness.ledger.commands import anchor_app, ledger_app
 
@@ -665,6 +667,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
+        if ran_out_of_memory(error):
+            print(f"mpt-conform: {out_of_memory('this machine')}", file=sys.stderr)
+            sys.exit(EXIT_NOT_PROVEN)
         _unexpected(error)
     else:
         sys.exit(code if isinstance(code, int) else EXIT_CONFORMS)

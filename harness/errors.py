@@ -65,3 +65,20 @@ class NotProven(ConformanceError):
     """Nothing was compared, or less than was required; the claim is neither true nor false."""
 
     exit_code = EXIT_NOT_PROVEN
+
+
+_MEMORY_GONE = ("can't allocate memory", "std::bad_alloc", "CUDA out of memory")
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that there was no memory; torch and TVM have no type for it."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY_GONE)
+
+
+def out_of_memory(where: str) -> NotProven:
+    """Return the error that says so: it is the machine's, and proves nothing about a subject."""
+    return NotProven(
+        "the memory does not suffice",
+        where=where,
+        hint="--stream holds one block at a time, --max-tokens makes the rest less",
+    )

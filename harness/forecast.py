@@ -16,8 +16,6 @@ ORDERS = 8
 """Evaluation orders of a check, about: they are known for certain once the subject is there."""
 _WIDE = 8
 _NARROW = 4
-# A matrix that is not widened once is widened so many rows at a time (`reference.arithmetic`).
-_ROWS_AT_A_TIME = 2048
 # Chained and local results, their copies in float64, and what statistics need for a moment.
 _COPIES = 4
 
@@ -27,10 +25,9 @@ def memory(
 ) -> int:
     """Return the bytes that the oracle's arrays take at their peak, beside the subject's own.
 
-    One part of the model is held, in float64 and in float32 or, where it is large, in the storage
-    dtype with a piece of a matrix widened; the streams of all cases wait for the
-    next part; and of one case at a time the widest tap exists as golden, as every order, as the
-    subject's, several times over while statistics are taken.
+    One part of the model is held, in float32 and, where it is not large, in float64 too; the
+    streams of all cases wait for the next part; and of one case at a time the widest tap exists as
+    golden, as every order, as the subject's, several times over while statistics are taken.
 
     Parameters
     ----------
@@ -46,9 +43,8 @@ def memory(
     largest = max(_parts(topology).values())
     weights = largest * (_WIDE + _NARROW)
     if largest * _WIDE > WIDENED:
-        columns = max(shape[-1] for shape in topology.values())
-        # As it is stored, at most; the mapped file beside it; and two pieces of a matrix.
-        weights = 2 * largest * _NARROW + 2 * _ROWS_AT_A_TIME * columns * _WIDE
+        # A tensor exists as it is stored, too, while the part is made; pieces are widened in turn.
+        weights = largest * _NARROW + max(map(prod, topology.values())) * _WIDE
     positions = [int(case.ids.size) for case in cases]
     streams = sum(positions) * config.d_model * _WIDE * (orders + 2)
     every = sum(block_widths(config).values())

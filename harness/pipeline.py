@@ -15,7 +15,7 @@ from harness.checkpoint.reader import Checkpoint
 from harness.diagnose.inquiry import Inquiry
 from harness.diagnose.stage import diagnose
 from harness.environment import environment
-from harness.errors import BadInput
+from harness.errors import BadInput, out_of_memory, ran_out_of_memory
 from harness.expectation import Plan, coverage
 from harness.faults.library import parse
 from harness.inputs import load_cases
@@ -383,6 +383,8 @@ def _arrivals(
         held = held if isinstance(held, Mapping) else dict(held)
         return prove_arrival(topology, stored(checkpoint.read, dtype), held)
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise out_of_memory("parameters()") from error
         reason = f"parameters(): raised {type(error).__name__}: {error}"
         failures.append(Failure(Place(None, "load"), "-", reason, traceback.format_exc()))
         return ()

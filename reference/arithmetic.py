@@ -17,6 +17,8 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 ROWS_AT_A_TIME = 2048
+WIDENED_AT_A_TIME = 2**20
+"""Elements of a matrix: a copy of them stays in the cache between widening and multiplying."""
 
 
 def compute_dtype(order: Order) -> torch.dtype:
@@ -71,7 +73,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, order: Order) -> Tens
     rows = x.reshape(-1, x.shape[-1])
     pieces = []
     whole = order.sum.kind == "whole" and order.accumulator == "float32"
-    height = weight.shape[0] if whole and weight.dtype == x.dtype else ROWS_AT_A_TIME
+    height = ROWS_AT_A_TIME
+    if weight.dtype != x.dtype:
+        height = max(1, min(height, WIDENED_AT_A_TIME // weight.shape[1]))
+    elif whole:
+        height = weight.shape[0]
     for start in range(0, weight.shape[0], height):
         block = weight[start : start + height].to(x.dtype)
         pieces.append(product(rows, block.T, order))

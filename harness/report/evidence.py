@@ -56,9 +56,10 @@ def evidence_line(report: Report) -> str:
             f"no certificate for {report.subject.target}: how many faults this gate catches there "
             "has not been measured"
         )
+    left_out = any(axis.skipped for axis in report.compared.values())
     text = (
-        f"this gate catches {known.caught} of {known.planted} planted faults ({known.target}, "
-        f"{known.dtype})"
+        f"this gate catches {known.caught} of {known.planted} planted faults"
+        f"{', where nothing is left out' if left_out else ''} ({known.target}, {known.dtype})"
     )
     if known.at_most is not None:
         text += (

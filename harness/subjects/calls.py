@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.errors import out_of_memory, ran_out_of_memory
 from harness.subjects.protocol import Array
 
 
@@ -38,6 +39,8 @@ def _call(call: str, function: Callable[..., Any], *arguments: object) -> Any:
     try:
         return function(*arguments)
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise out_of_memory(call) from error
         # A user's code may raise anything; the report carries the traceback.
         reason = f"raised {type(error).__name__}: {error}"
         raise SubjectFailure(call, reason, traceback.format_exc()) from error

@@ -10,7 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import BadInput, ConformanceError, NotProven
+from harness.errors import (
+    BadInput,
+    ConformanceError,
+    NotProven,
+    out_of_memory,
+    ran_out_of_memory,
+)
 from harness.subjects.protocol import Subject, validate
 
 if TYPE_CHECKING:
@@ -119,6 +125,8 @@ def _guarded(make: Callable[[], Any], name: str) -> Loaded:
     except (ConformanceError, NotProven):
         raise
     except Exception as error:
+        if ran_out_of_memory(error):
+            raise out_of_memory(f"loading {name}") from error
         import traceback
 
         text = f"loading {name} raised {type(error).__name__}: {error}"

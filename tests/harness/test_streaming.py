@@ -81,6 +81,7 @@ def test_the_report_says_what_was_left_out_and_how_to_repeat_it(
     run = conform("check", checkpoint, "--prompts", ids, "--stream")
     assert "weights were read block by block, as --stream asks" in run.out
     assert "13 left out: block by block there is no cache over all layers" in run.out
+    assert "planted faults, where nothing is left out (llvm, float16)" in run.out
     assert run.report["reproduce"].endswith(" --stream")
     assert set(run.report["subject"]["lacks"]) == CACHED
 
@@ -102,6 +103,38 @@ def test_what_does_not_fit_is_streamed_unasked(
     other = conform(*what, "--subject", "transformers")
     assert other.code == 0
     assert not any("block by block" in note for note in other.report["checkpoint"]["notes"])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 74.5 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+@pytest.mark.parametrize("method", ["", "forward", "block", "parameters"])
+def test_running_out_of_memory_proves_nothing(
+    conform: Conform,
+    made: Callable[[Callable[..., Any]], str],
+    checkpoint: Path,
+    ids: Path,
+    method: str,
+    error: Exception,
+) -> None:
+    from harness.subjects.torch import load
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    def short(path: Path, *, dtype: str, target: str) -> Any:
+        subject = load(path, dtype=dtype, target=target)
+        setattr(subject, method, fail) if method else fail()
+        return subject
+
+    run = conform("check", checkpoint, "--prompts", ids, "--subject", made(short))
+    assert run.code == 3
+    assert "the memory does not suffice (--stream holds one block at a time" in run.err
 
 
 @pytest.mark.parametrize(

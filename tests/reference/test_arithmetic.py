@@ -128,13 +128,14 @@ def test_a_narrow_accumulator_shows_and_keeps_its_own_bound(accumulator: str, pl
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float64, torch.float32, torch.float16])
+@pytest.mark.parametrize(("limit", "size"), [("ROWS_AT_A_TIME", 2), ("WIDENED_AT_A_TIME", 9)])
 def test_a_linear_layer_in_pieces_is_the_whole_one(
-    weight_dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    weight_dtype: torch.dtype, limit: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, weight = torch.arange(24.0).reshape(2, 3, 4), torch.arange(20.0).reshape(5, 4)
     bias = torch.arange(5.0)
     expected = (x.long() @ weight.long().T + bias.long()).double()
-    monkeypatch.setattr("reference.arithmetic.ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr(f"reference.arithmetic.{limit}", size)
     for order in (GOLDEN, Order("chunks", sum=Sum("chunks", 2))):
         wide = x.to(DTYPES[order.compute])
         found = linear(wide, weight.to(weight_dtype), bias, order)
