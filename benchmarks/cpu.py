@@ -11,7 +11,8 @@ gets the same random weights, runs in a process of its own (threads that one lea
 slow the next one down) and the engines alternate, round by round. `ceiling` takes a turn in every
 round: the multiply-adds per second of a loop that does nothing else, and bytes read per second from
 an array larger than the caches, by the same number of threads. A ratio is of two medians of the
-same round; its spread is over the rounds.
+same round; its spread is over the rounds. Rounds in which other processes took more than `QUIET`
+of a core have tables of their own: with two threads on two cores they say little.
 
 What is measured is merged into benchmarks/results/cpu.json, so that a long campaign may be run in
 pieces. Beyond the project's own dependencies it takes what the engines named need: onnxruntime,
@@ -25,6 +26,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -44,6 +46,7 @@ BLOCK = {"d_model": 4096, "n_heads": 32, "n_layers": 1, "vocab_size": 16}
 PEERS = ("transformers", "torch.compile", "onnxruntime", "openvino", "ctranslate2")
 ENGINES = ("port-float32", "port-float16", *PEERS)
 PAST = 128
+QUIET = 0.1
 
 
 def raw_config(sizes: dict[str, int]) -> dict[str, Any]:
@@ -375,6 +378,15 @@ def spawn(options: argparse.Namespace, task: str, engine: str, threads: int) -> 
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def busy() -> tuple[float, float]:
+    """Seconds of processor time that all processes have used, and that our ended children have."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+    idle = int(fields[3]) + int(fields[4])
+    total = sum(map(int, fields[:8]))
+    ours = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return (total - idle) / os.sysconf("SC_CLK_TCK"), ours.ru_utime + ours.ru_stime
+
+
 def campaign(options: argparse.Namespace, path: Path) -> None:
     """Measure round by round and merge into the results after each round."""
     from importlib.metadata import PackageNotFoundError, version
@@ -387,16 +399,19 @@ def campaign(options: argparse.Namespace, path: Path) -> None:
 
     for threads in options.threads:
         for _ in range(options.rounds):
+            start, (everyone, ours) = time.perf_counter(), busy()
             turn: dict[str, Any] = {"ceiling": spawn(options, "ceiling", "ceiling", threads)}
             for engine in options.engines:
                 turn[engine] = spawn(options, options.task, engine, threads)
+            spent, (everyone_now, ours_now) = time.perf_counter() - start, busy()
+            others = (everyone_now - everyone - (ours_now - ours)) / spent
             results = json.loads(path.read_text()) if path.exists() else {"rounds": []}
             results["rounds"].append(
                 {
                     "task": options.task,
                     "threads": threads,
                     "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                    "load": os.getloadavg()[0],
+                    "others": round(others, 2),
                     "engines": turn,
                 }
             )
@@ -454,16 +469,26 @@ def render(results: dict[str, Any]) -> str:
         "over the other engine's in the same round, so below 1 the port is ahead.",
     ]
     for threads in sorted({r["threads"] for r in results["rounds"]}):
-        rounds = [r for r in results["rounds"] if r["threads"] == threads]
-        parts += ["", f"## {threads} thread(s)", ""]
-        peak = [r["engines"]["ceiling"]["flops"] / 1e9 for r in rounds]
-        read = [r["engines"]["ceiling"]["read"] / 1e9 for r in rounds]
-        parts.append(
-            f"Multiply-add peak {spread(peak, '.1f')} GFLOP/s, reading {spread(read, '.1f')} GB/s, "
-            f"{len(rounds)} rounds."
-        )
-        parts += forward_tables([r for r in rounds if r["task"] == "forward"])
-        parts += other_tables(rounds)
+        every = [r for r in results["rounds"] if r["threads"] == threads]
+        groups = {
+            "undisturbed": [r for r in every if r["others"] <= QUIET],
+            "disturbed": [r for r in every if r["others"] > QUIET],
+        }
+        for name, rounds in groups.items():
+            parts += ["", f"## {threads} thread(s), {len(rounds)} {name} rounds"]
+            if not rounds:
+                continue
+            peak = [r["engines"]["ceiling"]["flops"] / 1e9 for r in rounds]
+            read = [r["engines"]["ceiling"]["read"] / 1e9 for r in rounds]
+            others = [r["others"] for r in rounds]
+            parts += [
+                "",
+                f"Multiply-add peak {spread(peak, '.1f')} GFLOP/s, "
+                f"reading {spread(read, '.1f')} GB/s; "
+                f"other processes used {spread(others, '.2f')} of a core.",
+            ]
+            parts += forward_tables([r for r in rounds if r["task"] == "forward"])
+            parts += other_tables(rounds)
     return "\n".join(parts) + "\n"
 
 
