@@ -20,7 +20,7 @@ from harness.judge import factors as judge_factors
 _RUNS = ("healthy.py", "observe.py", "planting.py")
 """What of this package decides a result; the rest only counts and draws."""
 _ASIDE = {
-    "report", "shrink", "generate", "ledger", "gate", "dashboard", "peers", "templates",
+    "commands", "report", "shrink", "generate", "ledger", "gate", "dashboard", "peers", "templates",
     "__pycache__",
 }  # fmt: skip
 """Rooms that no verdict hangs on."""
