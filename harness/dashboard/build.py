@@ -126,6 +126,8 @@ def shipped_certificates() -> list[Certificate]:
 def _write(
     ledger: Ledger, site: Path, gate: GateResult | None, certificates: list[Certificate]
 ) -> int:
+    from jinja2 import TemplateError
+
     runs = ledger.runs()
     values = ledger.values()
     views = cell_views(runs, values, ledger.current_anchors())
@@ -142,8 +144,18 @@ def _write(
     _data(site, "index", _index(views))
     for name, details in ledger.every_details():
         # A run that was written meanwhile waits for the next build.
-        if name in by_id:
+        if name not in by_id:
+            continue
+        try:
             _run_page(site, by_id[name], details, cell_of[name], by_id)
+        except (AttributeError, KeyError, TypeError, ValueError, TemplateError) as error:
+            # What has arrived from elsewhere was packed by no check of this version.
+            raise BadInput(
+                "is damaged: its details are not what a check records",
+                where=f"{ledger.where}: run {name}",
+                found=f"{type(error).__name__}: {error}",
+                hint="import it again, or leave the run out of the ledger",
+            ) from error
     every = {
         "index": pages.overview(views, gate, len(runs)),
         "trend": pages.trend(views),

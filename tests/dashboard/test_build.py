@@ -80,6 +80,29 @@ def test_text_from_outside_is_text(recorded, tmp_path):
         assert "</script" not in file.read_text()
 
 
+@pytest.mark.parametrize(
+    "details",
+    [
+        {"report": {"taps": [{}]}},
+        {"report": {"taps": "none"}},
+        {"report": []},
+        {"slopes": [{}]},
+        {"positions": 3},
+        {"tokens": [{}]},
+        {"tokens": 3},
+    ],
+)
+def test_details_that_no_check_has_written_are_named(recorded, tmp_path, details):
+    with Ledger.open(recorded) as ledger:
+        entry = next(iter(ledger.entries()))
+    place = tmp_path / "foreign.db"
+    with Ledger.open(place, write=True) as ledger:
+        ledger.write(Entry(entry.run, entry.values, details))
+    with pytest.raises(BadInput, match=f"run {entry.run.id}.*is damaged: its details"):
+        build(str(place), tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
 def test_the_command_says_what_it_made(recorded, tmp_path, monkeypatch, capsys):
     from harness.cli import main
 
