@@ -249,7 +249,7 @@ def test_a_factory_that_raises_is_the_subjects_failure(judge: Callable[..., Any]
         ("no_such_module:load", "no module 'no_such_module'"),
         ("json:no_such_factory", "no callable 'no_such_factory'"),
         ("json:__name__", "no callable '__name__'"),
-        ("relay", "expected relax, torch, transformers or package.module:factory"),
+        ("relay", "expected relax, torch, transformers, peer:NAME or package.module:factory"),
         (":load", "package.module:factory"),
         ("json:", "package.module:factory"),
     ],
@@ -339,7 +339,7 @@ def test_a_weight_that_did_not_arrive_diverges_by_itself(judge: Callable[..., An
     """Every number is right, yet what the subject says it holds is not the checkpoint."""
 
     def parameters(self: Any) -> Taps:
-        held = self.healthy.parameters()
+        held = dict(self.healthy.parameters())
         return held | {"transformer.norm_f.weight": np.ones_like(held["transformer.norm_f.weight"])}
 
     run = judge(changing(parameters=parameters))
