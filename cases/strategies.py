@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hypothesis import strategies as st
 
 from cases.synthetic import DEFAULT_PROFILE, ScaleProfile, make_checkpoint
@@ -148,6 +149,31 @@ def checkpoint_cases(
     """A config, a seed for its weights, and ids for it."""
     config = draw(config_strategy if config_strategy is not None else configs())
     return Case(config, draw(st.integers(0, 2**16)), draw(token_ids(config)))
+
+
+def varied_ids(config: Raw, seed: int, count: int, *, max_batch: int = 3) -> tuple[Ids, ...]:
+    """Up to `count` different inputs for one config: what is compiled once is judged on all.
+
+    The first is a single token, the second as long as the model takes; the others are of any length
+    and batch. A third of them repeat one token, a third hold the ends of the vocabulary. They come
+    from the seed alone: drawn one by one they would exhaust what Hypothesis draws for an example.
+    Fewer come back where a tiny vocabulary and length allow no more.
+    """
+    random = np.random.default_rng([seed, 1])
+    last, longest = config["vocab_size"] - 1, config["max_seq_len"]
+    found: dict[Ids, None] = {}
+    for attempt in range(4 * count):
+        length = (1, longest)[attempt] if attempt < 2 else int(random.integers(1, longest + 1))
+        rows = random.integers(0, last + 1, (int(random.integers(1, max_batch + 1)), length))
+        if attempt % 3 == 1:
+            rows[:] = rows[:, :1]
+        elif attempt % 3 == 2:
+            rows[random.random(rows.shape) < 0.5] = last
+            rows[:, 0] = 0
+        found[tuple(tuple(int(token) for token in row) for row in rows)] = None
+        if len(found) == count:
+            break
+    return tuple(found)
 
 
 def _attention(config: Raw, name: str, default: Any) -> Any:
