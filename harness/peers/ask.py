@@ -19,7 +19,7 @@ from harness.measure.oracle import Oracle
 from harness.measure.paths import path_events
 from harness.measure.records import Failure, Measurement
 from harness.measure.run import Case
-from harness.peers.cell import Cell, State
+from harness.peers.cell import OWN, Cell, State
 from harness.peers.features import Feature
 from harness.pipeline import Material, Request, check, open_material
 from harness.report.record import Report
@@ -28,8 +28,6 @@ from harness.subjects.peers.model import NotSupported
 from harness.subjects.peers.registry import PEERS
 from harness.subjects.protocol import path_capabilities, rounding_of
 
-OWN = "relax"
-"""The port stands in the table like everybody else."""
 Progress = Callable[[str], None]
 _LONGEST = 300
 """Characters of a peer's own message that are kept."""
@@ -85,8 +83,8 @@ def ask(name: str, feature: Feature, dtype: str, folder: Path, progress: Progres
     started = time.perf_counter()
     checkpoint, prompts = place(feature, folder)
     source = name if name == OWN else f"peer:{name}"
-    words = ["mpt-conform", "check", str(checkpoint), "--subject", source, "--dtype", dtype]
-    command = shlex.join([*words, "--prompts", str(prompts)])
+    words = ["mpt-conform", "peers", "--only", name, "--feature", feature.name, "--dtype", dtype]
+    command = shlex.join(words)
 
     def cell(state: State, **more: Any) -> Cell:
         seconds = round(time.perf_counter() - started, 2)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import BadInput
-from harness.peers.ask import OWN, versions
-from harness.peers.cell import Cell
-from harness.peers.features import FEATURES, Feature
+from harness.peers.ask import versions
+from harness.peers.cell import OWN, Cell
+from harness.peers.features import Feature
 from harness.peers.healthy import feature_of
 from harness.peers.record import Record
 from harness.subjects.peers.registry import PEERS
@@ -53,7 +53,7 @@ def questions(
     the rest in float32, or in the first of its dtypes where that is not one.
     """
     result = []
-    for feature in (FEATURES[name] for name in features):
+    for feature in map(feature_of, features):
         for dtype in dtypes:
             for name in names:
                 own = STORAGE_DTYPES if name == OWN else PEERS[name].dtypes

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+OWN = "relax"
+"""The port stands in the table like everybody else."""
 State = Literal["conforms", "diverges", "refuses", "not supported", "not proven"]
 STATES: tuple[State, ...] = ("conforms", "diverges", "refuses", "not supported", "not proven")
 
@@ -38,7 +40,7 @@ class Cell:
     seconds
         Wall clock of the check.
     command
-        Repeats it, on the checkpoint of the feature.
+        Asks it again.
     """
 
     peer: str

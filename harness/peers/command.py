@@ -11,7 +11,7 @@ from harness.errors import BadInput
 from harness.peers.campaign import chosen, installed, questions, run
 from harness.peers.cell import Cell, Speed
 from harness.peers.features import FEATURES
-from harness.peers.healthy import PREFIX, healthy_questions
+from harness.peers.healthy import PREFIX, healthy_questions, is_healthy_case
 from harness.peers.record import Record
 from harness.subjects.peers.registry import PEERS
 from harness.subjects.protocol import STORAGE_DTYPES
@@ -78,7 +78,8 @@ def answer(
             record, here, progress, options.processes,
         )  # fmt: skip
     else:
-        features = chosen(options.features, tuple(FEATURES), "--feature")
+        known = (*FEATURES, *filter(is_healthy_case, options.features))
+        features = chosen(options.features or tuple(FEATURES), known, "--feature")
         dtypes_asked = [dtype for dtype in options.dtypes]
         run(questions(names, features, dtypes_asked), record, here, progress, options.processes)
     return list(record.cells.values()), list(record.speeds.values())

@@ -15,6 +15,11 @@ FIRST_SEED = 3_000_000
 """Neither calibration nor the certificate draws from here on."""
 
 
+def is_healthy_case(name: str) -> bool:
+    """Return whether a feature is the base config with other weights, ``base.N``."""
+    return name.startswith(PREFIX) and name.removeprefix(PREFIX).isdecimal()
+
+
 def feature_of(name: str) -> Feature:
     """Return a feature of the list, or the base config with the weights of ``base.N``."""
     if not name.startswith(PREFIX):

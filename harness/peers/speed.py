@@ -15,8 +15,8 @@ import numpy as np
 
 from cases.exposure import Exposure, materialise, small_config
 from harness.errors import BadInput
-from harness.peers.ask import OWN, versions
-from harness.peers.cell import Speed
+from harness.peers.ask import versions
+from harness.peers.cell import OWN, Speed
 from harness.subjects.load import load_subject
 from harness.subjects.peers.registry import PEERS
 from harness.subjects.protocol import Array

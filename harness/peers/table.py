@@ -7,18 +7,23 @@ from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
 
-from harness.peers.cell import Cell, Speed
+from harness.peers.cell import OWN, Cell, Speed
 from harness.peers.features import FEATURES
-from harness.peers.healthy import alarms
+from harness.peers.healthy import PREFIX, alarms
+from harness.subjects.peers.registry import PEERS
 from harness.subjects.protocol import STORAGE_DTYPES
 
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 _ORDER = ("float32", "float16", "bfloat16")
+_LONGEST = 160
+"""Characters of a peer's own message that a table has room for; the data have more."""
 
 
 def columns(cells: Sequence[Cell]) -> tuple[str, ...]:
-    """Return the peers in the order in which they were asked first."""
-    return tuple(dict.fromkeys(cell.peer for cell in cells))
+    """Return the port, then the peers in the order of the registry, then those it does not know."""
+    asked = tuple(dict.fromkeys(cell.peer for cell in cells))
+    known = (OWN, *PEERS)
+    return (*(n for n in known if n in asked), *(n for n in asked if n not in known))
 
 
 def rows(cells: Sequence[Cell]) -> tuple[str, ...]:
@@ -78,7 +83,8 @@ def _agreement(cell: Cell) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    told = text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
+    return told.replace("|", "\\|").replace("\n", " ")
 
 
 def markdown(cells: Sequence[Cell], speeds: Sequence[Speed]) -> str:
@@ -123,7 +129,8 @@ def to_plain(cells: Sequence[Cell], speeds: Sequence[Speed]) -> dict[str, Any]:
     return {
         "schema": 1,
         "features": {name: FEATURES[name].shows for name in rows(cells)},
-        "cells": [plain(cell) for cell in cells],
+        # Of the healthy cases their number is told, below.
+        "cells": [plain(cell) for cell in cells if not cell.feature.startswith(PREFIX)],
         "alarms": [asdict(one) for one in alarms(cells)],
         "speeds": [{**plain(speed), "median": speed.median} for speed in speeds],
         "environment": environment(),

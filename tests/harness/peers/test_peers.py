@@ -13,9 +13,9 @@ from harness.errors import BadInput
 from harness.peers.campaign import questions
 from harness.peers.cell import Cell, Speed
 from harness.peers.features import FEATURES
-from harness.peers.healthy import alarms, feature_of, healthy_questions
+from harness.peers.healthy import alarms, feature_of, healthy_questions, is_healthy_case
 from harness.peers.record import Record
-from harness.peers.table import findings, markdown, page, states, to_plain
+from harness.peers.table import columns, findings, markdown, page, states, to_plain
 from harness.subjects.load import load_subject
 from harness.subjects.peers.model import NotSupported, Peer
 from harness.subjects.peers.registry import PEERS, peer
@@ -160,6 +160,25 @@ def test_table_tells_states_and_names_the_fault() -> None:
     assert {one.feature for one in found} == {"base", "bias-max-16", "storywriter"}
 
 
+def test_the_port_stands_first_and_peers_as_in_the_registry() -> None:
+    asked = [cell(peer=name) for name in ("theirs", "llm-foundry", "transformers", "relax")]
+    assert columns(asked) == ("relax", "transformers", "llm-foundry", "theirs")
+
+
+def test_long_message_is_cut_in_the_table_and_kept_in_the_data() -> None:
+    told = [cell("storywriter", state="refuses", reason="word " * 60)]
+    assert f"{'word ' * 31}word…" in markdown(told, [])
+    assert to_plain(told, [])["cells"][0]["reason"] == "word " * 60
+
+
+def test_command_of_a_cell_asks_it_again() -> None:
+    """Of a healthy case too, which is no feature of the list."""
+    ((name, feature, dtype),) = questions(("transformers",), ("base.7",), ("float32",))
+    assert (name, feature, dtype) == ("transformers", feature_of("base.7"), "float32")
+    assert is_healthy_case("base.7")
+    assert not is_healthy_case("base") and not is_healthy_case("base.x")
+
+
 def test_page_escapes_what_a_peer_says() -> None:
     text = page([cell("storywriter", state="refuses", reason="<script>alert(1)</script>")], [])
     assert "<script>" not in text
@@ -173,6 +192,8 @@ def test_plain_data_says_on_what_and_how_often() -> None:
     plain = to_plain([*cells, FAULTY], [])
     assert plain["alarms"][0]["flagged"] == 1
     assert list(plain["features"]) == ["bias-max-16"]
+    # Two hundred cells that say the same are a figure.
+    assert [one["feature"] for one in plain["cells"]] == ["bias-max-16"]
     json.dumps(plain)
 
 
