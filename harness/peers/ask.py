@@ -54,6 +54,12 @@ def versions(name: str) -> dict[str, str]:
     return PEERS[name].versions()
 
 
+def asked_again(name: str, feature: str, dtype: str) -> str:
+    """Return the command that asks a cell again."""
+    words = ["mpt-conform", "peers", "--only", name, "--feature", feature, "--dtype", dtype]
+    return shlex.join(words)
+
+
 def place(feature: Feature, folder: Path) -> tuple[Path, Path]:
     """Return the checkpoint of a feature and the folder of its prompt, made if they are not there.
 
@@ -83,14 +89,12 @@ def ask(name: str, feature: Feature, dtype: str, folder: Path, progress: Progres
     started = time.perf_counter()
     checkpoint, prompts = place(feature, folder)
     source = name if name == OWN else f"peer:{name}"
-    words = ["mpt-conform", "peers", "--only", name, "--feature", feature.name, "--dtype", dtype]
-    command = shlex.join(words)
 
     def cell(state: State, **more: Any) -> Cell:
         seconds = round(time.perf_counter() - started, 2)
         return Cell(
             name, feature.name, dtype, state, versions(name),
-            seconds=seconds, command=command, **more,
+            seconds=seconds, command=asked_again(name, feature.name, dtype), **more,
         )  # fmt: skip
 
     if name != OWN:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from threading import Lock
 
 from harness.errors import BadInput
 from harness.peers.ask import versions
@@ -15,6 +14,7 @@ from harness.peers.cell import OWN, Cell
 from harness.peers.features import Feature
 from harness.peers.healthy import feature_of
 from harness.peers.record import Record
+from harness.peers.worker import Worker
 from harness.subjects.peers.registry import PEERS
 from harness.subjects.protocol import STORAGE_DTYPES
 
@@ -94,27 +94,34 @@ def run(
     groups: dict[tuple[str, str], list[str]] = {}
     for name, feature, dtype in waiting:
         groups.setdefault((feature, dtype), []).append(name)
+    todo: SimpleQueue[tuple[tuple[str, str], list[str]]] = SimpleQueue()
+    for group in groups.items():
+        todo.put(group)
     done = len(asked) - len(waiting)
-    if processes == 1:
-        for (feature, dtype), names in groups.items():
-            _settle()
-            for name in names:
-                cell = _answer(name, feature, dtype, folder)
-                record.add([cell])
-                done += 1
-                progress(_line(done, len(asked), cell))
-            _forget()
-    elif groups:
-        with ProcessPoolExecutor(processes, get_context("spawn"), _settle) as pool:
-            futures: dict[Future[Any], tuple[str, str]] = {
-                pool.submit(_group, names, feature, dtype, folder): (feature, dtype)
-                for (feature, dtype), names in groups.items()
-            }
-            for future in as_completed(futures):
-                for cell in future.result():
-                    record.add([cell])
-                    done += 1
-                    progress(_line(done, len(asked), cell))
+    lock = Lock()
+
+    def lane() -> None:
+        nonlocal done
+        worker = Worker()
+        try:
+            while True:
+                try:
+                    (feature, dtype), names = todo.get_nowait()
+                except Empty:
+                    return
+                for name in names:
+                    cell = worker.ask(name, feature, dtype, folder)
+                    with lock:
+                        record.add([cell])
+                        done += 1
+                        progress(_line(done, len(asked), cell))
+                worker.forget()
+        finally:
+            worker.close()
+
+    with ThreadPoolExecutor(processes) as pool:
+        for running in [pool.submit(lane) for _ in range(min(processes, len(groups)))]:
+            running.result()
     return tuple(record.cells[name, feature.name, dtype] for name, feature, dtype in asked)
 
 
@@ -122,34 +129,3 @@ def _line(done: int, total: int, cell: Cell) -> str:
     found = f" ({cell.found})" if cell.found else f" ({cell.reason})" if cell.reason else ""
     where = f"{cell.peer}, {cell.feature}, {cell.dtype}"
     return f"{done} of {total}: {where}: {cell.state}{found} [{cell.seconds:.1f} s]"
-
-
-def _settle() -> None:
-    """Keep libraries from starting threads of their own, and the oracle from asking twice."""
-    from harness.certify.observe import remember
-
-    os.environ["TVM_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
-    remember()
-
-
-def _forget() -> None:
-    from harness.certify.observe import remember
-
-    remember()()
-
-
-def _answer(name: str, feature: str, dtype: str, folder: Path) -> Cell:
-    import warnings
-
-    from harness.peers.ask import ask
-
-    with warnings.catch_warnings():
-        # Of the peers' own libraries, about themselves.
-        warnings.simplefilter("ignore")
-        return ask(name, feature_of(feature), dtype, folder, lambda text: None)
-
-
-def _group(names: Sequence[str], feature: str, dtype: str, folder: Path) -> list[Cell]:
-    cells = [_answer(name, feature, dtype, folder) for name in names]
-    _forget()
-    return cells

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 OWN = "relax"
 """The port stands in the table like everybody else."""
-State = Literal["conforms", "diverges", "refuses", "not supported", "not proven"]
-STATES: tuple[State, ...] = ("conforms", "diverges", "refuses", "not supported", "not proven")
+State = Literal["conforms", "diverges", "refuses", "crashes", "not supported", "not proven"]
 
 
 @dataclass(frozen=True)
@@ -21,8 +20,8 @@ class Cell:
         What was asked of whom.
     state
         ``"refuses"``: the peer raised an error of its own, which is the right thing to do with what
-        it does not compute. ``"not supported"``: it cannot be asked. ``"not proven"``: less was
-        compared than is expected.
+        it does not compute. ``"crashes"``: it ended the whole process. ``"not supported"``: it
+        cannot be asked. ``"not proven"``: less was compared than is expected.
     versions
         Of the peer's packages.
     first

@@ -14,6 +14,8 @@ from harness.subjects.peers.registry import PEERS
 from harness.subjects.protocol import STORAGE_DTYPES
 
 SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+WRONG = ("diverges", "crashes")
+"""States that are a fault of the peer."""
 _ORDER = ("float32", "float16", "bfloat16")
 _LONGEST = 160
 """Characters of a peer's own message that a table has room for; the data have more."""
@@ -46,7 +48,7 @@ def _words(found: dict[str, tuple[str, ...]]) -> str:
     if not found:
         return "–"
     return ", ".join(
-        f"**{state}** {' '.join(dtypes)}" if state == "diverges" else f"{state} {' '.join(dtypes)}"
+        f"**{state}** {' '.join(dtypes)}" if state in WRONG else f"{state} {' '.join(dtypes)}"
         for state, dtypes in found.items()
     )
 
@@ -54,7 +56,9 @@ def _words(found: dict[str, tuple[str, ...]]) -> str:
 def findings(cells: Sequence[Cell]) -> list[tuple[str, list[Cell]]]:
     """Return peers with the cells that neither conform nor are out of reach, in row order."""
     place = {name: i for i, name in enumerate(FEATURES)}
-    told = [cell for cell in cells if cell.state in ("diverges", "refuses", "not proven")]
+    told = [
+        cell for cell in cells if cell.state in ("diverges", "refuses", "crashes", "not proven")
+    ]
     told = [cell for cell in told if cell.feature in place]
     told.sort(key=lambda c: (place[c.feature], STORAGE_DTYPES.index(c.dtype)))
     return [

@@ -146,6 +146,8 @@ class Api:
     """The functions, by their names."""
 
     def __init__(self, where: Path) -> None:
+        # A failed assertion of ggml ends the process; a debugger's account of it helps nobody here.
+        os.environ.setdefault("GGML_NO_BACKTRACE", "1")
         self._bind(sorted(where.glob("libllama*.so")), _LLAMA)
         kernels = "libggml-cpu-"
         self._bind(

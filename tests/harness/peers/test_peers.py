@@ -179,6 +179,14 @@ def test_command_of_a_cell_asks_it_again() -> None:
     assert not is_healthy_case("base") and not is_healthy_case("base.x")
 
 
+def test_a_crash_is_told_as_loudly_as_a_divergence() -> None:
+    crashed = cell("qk-ln", state="crashes", reason="ends the process with SIGABRT")
+    text = markdown([crashed], [])
+    assert "| qk-ln | **crashes** f32 |" in text
+    assert "| qk-ln | float32 | crashes |  | ends the process with SIGABRT |" in text
+    assert '<span class="crashes">' in page([crashed], [])
+
+
 def test_page_escapes_what_a_peer_says() -> None:
     text = page([cell("storywriter", state="refuses", reason="<script>alert(1)</script>")], [])
     assert "<script>" not in text
