@@ -1,6 +1,7 @@
 """The gate at full size on one GPU: an MPT of the 7B shape, judged as `mpt-conform check` judges.
 
-    python benchmarks/gate_7b.py --output FOLDER [--stages logits blocks paths] [--seconds 470]
+    python benchmarks/gate_7b.py --output FOLDER [--stages logits blocks paths edge]
+                                 [--together 2] [--seconds 470]
 
 The checkpoint is made by a seeded recipe on the device: matrices whose stream neither fades nor
 explodes, gains off one and some of them negative or large, channels of the stream that every block
@@ -11,13 +12,18 @@ The golden and every evaluation order run block by block on the same device, in 
 of taps run on the host and are what takes the time, so the work is cut into stages, each a check of
 its own over one compiled model, whose record is written as soon as it is there:
 
-* ``logits``: prompts of 500 and 2048 tokens, the deployed forward, through all blocks;
+* ``logits``: prompts of 500 and 2048 tokens and a batch of two, the deployed forward, through all
+  blocks;
 * ``blocks``: prompts of 1, 7 and 64 tokens, every tap of every layer, ALiBi through the deployed
   kernel, free-running, logits, and proof that every tensor arrived;
-* ``paths``: prefill, extend, decode, batches, padding, forks and roll-backs over the cache.
+* ``paths``: prefill, extend, decode, batches, padding, forks and roll-backs over the cache;
+* ``edge``: a prompt of 2047 tokens, which fills no tile, as ``logits``.
 
-A stage that would begin after `--seconds` is not begun: not proven, exit code 3. Otherwise the exit
-code is that of the worst verdict.
+With `--together N` so many stages run side by side, each in a process of its own over the same
+checkpoint: most of their time is the host's. A stage that would begin after `--seconds` is not
+begun: not proven, exit code 3. Otherwise the exit code is that of the worst verdict.
+
+`--shape` takes the shape of another released model; with `--n-layers` a few blocks of it.
 """
 
 from __future__ import annotations
@@ -26,10 +32,12 @@ import argparse
 import json
 import resource
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +59,15 @@ SHAPE = {
     "no_bias": True,
     "attn_config": {"alibi": True, "alibi_bias_max": 8},
 }
+SHAPES = {
+    "7b": SHAPE,
+    "storywriter": SHAPE
+    | {
+        "max_seq_len": 65536,
+        "attn_config": {"alibi": True, "alibi_bias_max": 16, "clip_qkv": 6},
+    },
+    "30b": SHAPE | {"d_model": 7168, "n_heads": 64, "n_layers": 48, "max_seq_len": 8192},
+}
 TINY = SHAPE | {"d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128, "vocab_size": 256}
 FORWARD = frozenset({"forward"})
 PARTS = FORWARD | {"embed", "block", "head", "attention_bias", "parameters"}
@@ -59,6 +76,8 @@ STAGES: dict[str, tuple[frozenset[str], tuple[int, ...]]] = {
     "logits": (FORWARD, (500, 2048)),
     "blocks": (PARTS, (1, 7, 64)),
     "paths": (PATHS, (7, 24)),
+    "edge": (FORWARD, (2047,)),
+    "long": (FORWARD, (8192,)),
 }
 
 
@@ -134,86 +153,169 @@ def prompts(folder: Path, lengths: tuple[int, ...], raw: dict[str, Any], seed: i
     return folder
 
 
-def gate(options: argparse.Namespace, work: Path) -> int:
-    """Run the stages; returns the exit code."""
+def shape(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the config that was asked for."""
+    raw = TINY if options.tiny else SHAPES[options.shape]
+    return raw | ({"n_layers": options.n_layers} if options.n_layers else {})
+
+
+def exit_code(stages: dict[str, dict[str, Any]]) -> int:
+    """Return the code of the worst verdict; what diverges weighs more than what is not proven."""
     from harness.errors import EXIT_CONFORMS, EXIT_DIVERGES, EXIT_NOT_PROVEN
-    from harness.faults.library import parse
+
+    known = {"conforms": EXIT_CONFORMS, "diverges": EXIT_DIVERGES}
+    codes = [known.get(stage["verdict"], EXIT_NOT_PROVEN) for stage in stages.values()]
+    return EXIT_DIVERGES if EXIT_DIVERGES in codes else max(codes)
+
+
+def not_begun() -> dict[str, Any]:
+    return {"verdict": "not-proven", "reason": "no time left"}
+
+
+class Clock:
+    """Seconds since it was made, and lines that begin with them."""
+
+    def __init__(self, name: str = "") -> None:
+        self._began, self._name = time.perf_counter(), name
+
+    def seconds(self) -> float:
+        return round(time.perf_counter() - self._began, 1)
+
+    def say(self, text: str) -> None:
+        print(f"{self._name}{self.seconds():7.1f} s  {text}", flush=True)
+
+
+def one_stage(
+    name: str, subject: Any, checkpoint: Path, options: argparse.Namespace, work: Path, clock: Clock
+) -> dict[str, Any]:
+    """Run one stage, write its record, and return what the summary says of it."""
     from harness.pipeline import Request, check
     from harness.report.files import to_json, write_whole
-    from harness.subjects.relax import load
 
-    began = time.perf_counter()
-
-    def say(text: str) -> None:
-        print(f"{time.perf_counter() - began:7.1f} s  {text}", flush=True)
+    methods, lengths = STAGES[name]
+    started = time.perf_counter()
+    clock.say(f"{name}: prompts of {', '.join(map(str, lengths))} tokens")
+    device = "cpu" if options.target == "llvm" else "cuda"
+    request = Request(
+        checkpoint=checkpoint,
+        target=options.target,
+        prompts=str(prompts(work / name, lengths, shape(options), options.seed)),
+        device=device,
+        diagnose=False,
+    )
 
     def progress(text: str) -> None:
         if options.verbose:
-            say("  " + text)
+            clock.say("  " + text)
 
-    device = "cpu" if options.target == "llvm" else "cuda"
-    raw = (TINY if options.tiny else SHAPE) | (
-        {"n_layers": options.n_layers} if options.n_layers else {}
-    )
-    checkpoint = work / "checkpoint"
-    say("making the checkpoint")
-    write(checkpoint, raw, options.seed, device)
-    say("compiling and loading the port")
+    report = check(request, progress, given=only(subject, methods))
+    write_whole(options.output / f"gate-{name}.json", to_json(report))
+    first = report.first_divergence
+    one: dict[str, Any] = {"verdict": report.verdict, "reason": report.reason}
+    one["seconds"] = round(time.perf_counter() - started, 1)
+    one["compared"] = {axis: f"{n.compared}/{n.expected}" for axis, n in report.compared.items()}
+    one["first divergence"] = json.loads(to_json(first)) if first is not None else None
+    if device == "cuda":
+        # The port's own memory is TVM's, which the driver counts.
+        free, total = torch.cuda.mem_get_info()
+        one["GiB at most, golden"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
+        one["GiB in use, all processes"] = round((total - free) / 2**30, 1)
+    one["GiB at most, host"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
+    clock.say(f"{name}: {json.dumps(one)}")
+    return one
+
+
+def run_here(options: argparse.Namespace, checkpoint: Path, work: Path, clock: Clock) -> int:
+    """Run the stages one after another over one compiled model; returns the exit code."""
+    from harness.faults.library import parse
+    from harness.subjects.relax import load
+
+    raw = shape(options)
+    clock.say("compiling and loading the port")
     planted = {"fault": parse(options.fault, raw["n_layers"])} if options.fault else {}
     subject = load(
         checkpoint, dtype="float16", target=options.target, bundle=options.bundle, **planted
     )
-    summary: dict[str, Any] = {"shape": raw, "seed": options.seed, "stages": {}}
-    codes = [EXIT_CONFORMS]
+    stages: dict[str, dict[str, Any]] = {}
     for name in options.stages:
-        if time.perf_counter() - began > options.seconds:
-            say(f"{name}: not begun, {options.seconds} s are over")
-            codes.append(EXIT_NOT_PROVEN)
-            summary["stages"][name] = {"verdict": "not-proven", "reason": "no time left"}
-            continue
-        methods, lengths = STAGES[name]
-        started = time.perf_counter()
-        say(f"{name}: prompts of {', '.join(map(str, lengths))} tokens")
-        request = Request(
-            checkpoint=checkpoint,
-            target=options.target,
-            prompts=str(prompts(work / name, lengths, raw, options.seed)),
-            device=device,
-            diagnose=False,
-        )
-        report = check(request, progress, given=only(subject, methods))
-        write_whole(options.output / f"gate-{name}.json", to_json(report))
-        first = report.first_divergence
-        one = {"verdict": report.verdict, "reason": report.reason}
-        one["seconds"] = round(time.perf_counter() - started, 1)
-        one["first divergence"] = json.loads(to_json(first)) if first is not None else None
-        if device == "cuda":
-            # The port's own memory is TVM's, which the driver counts.
-            free, total = torch.cuda.mem_get_info()
-            one["GiB at most, golden"] = round(torch.cuda.max_memory_allocated() / 2**30, 1)
-            one["GiB in use, all"] = round((total - free) / 2**30, 1)
-        one["GiB at most, host"] = round(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1
-        )
-        summary["stages"][name] = one
-        say(f"{name}: {json.dumps(one)}")
-        worst = {"conforms": EXIT_CONFORMS, "diverges": EXIT_DIVERGES}
-        codes.append(worst.get(report.verdict, EXIT_NOT_PROVEN))
-        summary["seconds"] = round(time.perf_counter() - began, 1)
-        write_whole(options.output / "gate.json", json.dumps(summary, indent=1).encode() + b"\n")
+        if clock.seconds() > options.seconds:
+            clock.say(f"{name}: not begun, {options.seconds} s are over")
+            stages[name] = not_begun()
+        else:
+            stages[name] = one_stage(name, subject, checkpoint, options, work, clock)
+        summarise(options, stages, clock)
+    return exit_code(stages)
+
+
+def run_together(options: argparse.Namespace, checkpoint: Path, clock: Clock) -> int:
+    """Run the stages in processes of their own, some at a time; returns the exit code."""
+    stages: dict[str, dict[str, Any]] = {}
+
+    def run(name: str) -> dict[str, Any]:
+        left = options.seconds - clock.seconds()
+        if left < 0:
+            return not_begun()
+        folder = options.output / name
+        words = [sys.executable, __file__, "--stages", name, "--checkpoint", str(checkpoint)]
+        words += ["--output", str(folder), "--target", options.target, "--seed", str(options.seed)]
+        words += ["--seconds", str(left), "--shape", options.shape]
+        for option in ("bundle", "fault", "n_layers", "work"):
+            if getattr(options, option) is not None:
+                words += [f"--{option.replace('_', '-')}", str(getattr(options, option))]
+        words += [f"--{flag}" for flag in ("tiny", "verbose") if getattr(options, flag)]
+        code = subprocess.run(words, check=False).returncode
+        summary = folder / "gate.json"
+        if not summary.exists():
+            return {"verdict": "not-proven", "reason": f"the stage ended with exit code {code}"}
+        found: dict[str, Any] = json.loads(summary.read_bytes())["stages"][name]
+        return found
+
+    with ThreadPoolExecutor(options.together) as pool:
+        waiting = {pool.submit(run, name): name for name in options.stages}
+        for done in as_completed(waiting):
+            stages[waiting[done]] = done.result()
+            summarise(options, stages, clock)
+    return exit_code(stages)
+
+
+def summarise(options: argparse.Namespace, stages: dict[str, dict[str, Any]], clock: Clock) -> None:
+    """Write what is known so far."""
+    from harness.report.files import write_whole
+
+    summary: dict[str, Any] = {"shape": shape(options), "seed": options.seed}
+    summary |= {"side by side": options.together} if options.together > 1 else {}
+    summary |= {"stages": stages, "seconds": clock.seconds()}
     write_whole(options.output / "gate.json", json.dumps(summary, indent=1).encode() + b"\n")
-    return EXIT_DIVERGES if EXIT_DIVERGES in codes else max(codes)
+
+
+def gate(options: argparse.Namespace, work: Path) -> int:
+    """Run the stages; returns the exit code."""
+    clock = Clock(f"{options.stages[0]:>7}" if options.checkpoint else "")
+    checkpoint = options.checkpoint or work / "checkpoint"
+    if options.checkpoint is None:
+        clock.say("making the checkpoint")
+        device = "cpu" if options.target == "llvm" else "cuda"
+        write(checkpoint, shape(options), options.seed, device)
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    if options.together > 1:
+        return run_together(options, checkpoint, clock)
+    return run_here(options, checkpoint, work, clock)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
+    stages = [name for name in STAGES if name != "long"]
+    parser.add_argument("--stages", nargs="+", default=stages, choices=list(STAGES))
+    parser.add_argument("--together", type=int, default=1, help="Stages side by side.")
     parser.add_argument("--seconds", type=float, default=470.0)
     parser.add_argument("--target", default="cuda", choices=["cuda", "llvm"])
     parser.add_argument("--bundle", type=Path)
     parser.add_argument("--fault", help="Plant a fault, as `check --fault` does.")
     parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--shape", default="7b", choices=list(SHAPES))
+    parser.add_argument("--checkpoint", type=Path, help="One that is there, of that shape.")
     parser.add_argument("--n-layers", type=int, help="Fewer blocks than 32.")
     parser.add_argument("--tiny", action="store_true", help="A shape for a try on a processor.")
     parser.add_argument("--work", type=Path, help="Where the checkpoint of 13 GB goes.")

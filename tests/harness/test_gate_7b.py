@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
     ("more", "code", "stage"),
-    [((), 0, None), (("--fault", "decode-bias-absent"), 1, "paths"), (("--seconds", "0"), 3, None)],
+    [
+        ((), 0, None),
+        (("--fault", "decode-bias-absent", "--together", "2"), 1, "paths"),
+        (("--seconds", "0"), 3, None),
+    ],
 )
 def test_the_gate(more: tuple[str, ...], code: int, stage: str | None, tmp_path: Path) -> None:
     script = ROOT / "benchmarks" / "gate_7b.py"
@@ -24,7 +28,7 @@ def test_the_gate(more: tuple[str, ...], code: int, stage: str | None, tmp_path:
     run = subprocess.run([sys.executable, str(script), *words], env=environment, check=False)
     assert run.returncode == code
     stages = json.loads((tmp_path / "gate.json").read_bytes())["stages"]
-    assert set(stages) == {"logits", "blocks", "paths"}
+    assert set(stages) == {"logits", "blocks", "paths", "edge"}
     if code == 3:
         assert {one["verdict"] for one in stages.values()} == {"not-proven"}
     else:

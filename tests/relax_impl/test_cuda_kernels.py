@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 import tvm
+from tvm import relax
 
 from relax_impl.compile import default_operations, default_roundings
 from relax_impl.config import MPTConfig
@@ -46,6 +47,18 @@ def test_every_heavy_operation_calls_a_kernel(raw, dtype):
 
 def test_float32_calls_none(raw):
     assert calls(raw, "float32") == ()
+
+
+def test_float32_takes_roots_and_means_rounded_to_nearest(raw):
+    config = MPTConfig.from_dict(raw(n_layers=1))
+    target = resolve("cuda")
+    with target:
+        module = build_graph(config, "float32", lambda layer: FAST).module
+    module = relax.transform.LegalizeOps()(module)
+    text = module.script(show_meta=False)
+    assert "__frsqrt_rn" in text and "__fdiv_rn" in text
+    # What `--use_fast_math` would turn into an approximation.
+    assert "T.rsqrt" not in text and "T.sqrt" not in text
 
 
 def test_an_odd_width_is_left_to_the_portable_product(raw):

@@ -7,8 +7,9 @@ place, with the same roundings.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from tvm import te, tirx
 from tvm.relax.frontend.nn import Tensor, op
 
 from relax_impl.attention import Attention, portable
@@ -62,8 +63,46 @@ def unembed(hidden: Tensor, table: MPTEmbedding, logit_scale: float | None) -> T
 def norm(x: Tensor, norm: MPTNorm) -> Tensor:
     """Layer norm or RMS norm, see `operations.norm`."""
     if not norms.fits(x.dtype, int(x.shape[-1])):
-        return PLAIN.norm(x, norm)
+        return portable_norm(x, norm)
     return norms.norm(x, norm.weight, norm.bias, norm.epsilon, norm.is_rms)
+
+
+def exactly(intrinsic: str, x: Tensor, *more: float) -> Tensor:
+    """Apply one of CUDA's float32 functions that round as IEEE 754 says, whatever flags compile it.
+
+    TVM compiles with ``--use_fast_math``: quotients and roots become approximations of up to 2 ulp
+    that err to one side.
+    """
+
+    def emit(x: Any) -> Any:
+        constants = [tirx.const(value, "float32") for value in more]
+
+        def element(*at: Any) -> Any:
+            return tirx.call_pure_extern("float32", intrinsic, x[at], *constants)
+
+        return te.compute(x.shape, element, name="exactly")
+
+    return op.tensor_expr_op(emit, "exactly", [x])
+
+
+def portable_norm(x: Tensor, norm: MPTNorm) -> Tensor:
+    """Layer norm or RMS norm in operators, see `operations.norm`.
+
+    The mean and the root are rounded to nearest: an error of theirs is that of a whole row.
+    """
+    width = float(x.shape[-1])
+
+    def mean(wide: Tensor) -> Tensor:
+        return exactly("__fdiv_rn", op.sum(wide, -1, keepdims=True), width)
+
+    wide = op.astype(x, "float32")
+    if not norm.is_rms:
+        wide = wide - mean(wide)
+    wide = wide * exactly("__frsqrt_rn", mean(wide * wide) + norm.epsilon)
+    wide = wide * op.astype(norm.weight, "float32")
+    if norm.bias is not None:
+        wide = wide + op.astype(norm.bias, "float32")
+    return rounded(wide, x.dtype)
 
 
 def plain(attention: Attention) -> bool:

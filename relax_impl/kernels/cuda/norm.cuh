@@ -32,7 +32,7 @@ __device__ __forceinline__ void norm(const T* x, const T* weight, const T* bias,
       sum += two.x + two.y;
     }
   }
-  const float mean = RMS ? 0.0f : warp_sum(sum) / WIDTH;
+  const float mean = RMS ? 0.0f : __fdiv_rn(warp_sum(sum), WIDTH);
   float power = 0.0f;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
@@ -45,7 +45,8 @@ __device__ __forceinline__ void norm(const T* x, const T* weight, const T* bias,
       power = fmaf(two.y - mean, two.y - mean, power);
     }
   }
-  const float scale = 1.0f / sqrtf(warp_sum(power) / WIDTH + epsilon);
+  // Rounded to nearest whatever the flags: an error of it is that of the whole row.
+  const float scale = __frsqrt_rn(__fdiv_rn(warp_sum(power), WIDTH) + epsilon);
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     const int at = i * 32 + lane;
