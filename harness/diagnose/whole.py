@@ -24,7 +24,12 @@ from harness.measure.statistics import Float
 from harness.subjects.protocol import Rounding
 
 AS_FIELDS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
-    {"qk-ln-ignored": {"qk_ln": False}, "biases-ignored": {"no_bias": True}}
+    {
+        "qk-ln-ignored": {"qk_ln": False},
+        "biases-ignored": {"no_bias": True},
+        # Learned positions go with it: the original has either these or the bias.
+        "alibi-always-on": {"alibi": True},
+    }
 )
 """Faults that are planted in operations and mean a field all the same."""
 

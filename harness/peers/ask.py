@@ -34,14 +34,17 @@ _LONGEST = 300
 
 
 class _PlainForward:
-    """A subject without its paths: they are rows of their own."""
+    """A subject without its paths, which are rows of their own, and without what is not probed."""
 
     protocol = 1
 
-    def __init__(self, subject: Any) -> None:
+    def __init__(self, subject: Any, *, probe: bool) -> None:
         self._subject = subject
+        self._hidden = () if probe else ("attention_bias",)
 
     def __getattr__(self, name: str) -> Any:
+        if name in self._hidden:
+            raise AttributeError(name)
         return getattr(self._subject, name)
 
 
@@ -109,9 +112,10 @@ def ask(name: str, feature: Feature, dtype: str, folder: Path, progress: Progres
         return cell("refuses", reason=_short(loaded.failure))
     if feature.paths:
         return cell(**_paths(loaded, feature, dtype, checkpoint, prompts))
+    given = _PlainForward(loaded.subject, probe=feature.probe)
     request = Request(checkpoint=checkpoint, subject=source, dtype=dtype, prompts=str(prompts))
     try:
-        report = check(request, progress, given=_PlainForward(loaded.subject))
+        report = check(request, progress, given=given)
     except (BadInput, NotProven) as error:
         return cell("not proven", reason=str(error))
     return cell(**_of_report(report))
@@ -123,10 +127,10 @@ def _short(text: str) -> str:
 
 
 def _of_report(report: Report) -> dict[str, Any]:
-    ratios = [tap.ratio for tap in report.taps]
+    ratios = [tap.ratio for tap in report.taps if tap.ratio is not None]
     logits = [tap for tap in report.taps if tap.tap == "logits" and tap.mode == "deployed"]
     made: dict[str, Any] = {
-        "ratio": max((r for r in ratios if r is not None), default=None),
+        "ratio": max(filter(math.isfinite, ratios), default=None),
         "logit_error": logits[0].relative_error if logits else None,
         "top1": sum(item.top1_agree for item in report.logits) if report.logits else None,
         "positions": sum(item.positions for item in report.logits) if report.logits else None,

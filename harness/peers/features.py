@@ -28,6 +28,9 @@ class Feature:
         Checks of the paths over a cache that have to hold; none where the plain forward is asked.
     core
         Asked in every dtype of a peer; the others in its widest alone.
+    probe
+        Whether the position bias is measured key by key as well. Over some hundred keys that takes
+        minutes in a half precision, and the context of each layer shows the bias too.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Feature:
     length: int = 40
     paths: tuple[str, ...] = ()
     core: bool = False
+    probe: bool = True
 
     @property
     def shows(self) -> str:
@@ -84,7 +88,7 @@ def _features() -> dict[str, Feature]:
         _from("biases", "biases"),
         _from("no-alibi", "wpe"),
         _from("expansion-2", "expansion-2"),
-        Feature("long-context", long, length=600, core=True),
+        Feature("long-context", long, length=600, core=True, probe=False),
         Feature("left-padding", base, paths=("left-padding",), core=True),
         Feature(
             "cached-decode",

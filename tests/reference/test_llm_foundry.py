@@ -96,3 +96,11 @@ def test_a_field_that_one_of_them_ignores_is_seen(folder: Path) -> None:
     oracle = Oracle(MPTConfig.from_dict(raw), opened.read, storage="float32", rounding=Rounding())
     ours, _ = evaluate(oracle, ids)
     assert np.abs(theirs - ours).max() > 1e-3 * np.abs(ours).max()
+
+
+def test_what_is_stood_in_for_does_not_hide_that_the_peer_is_installed() -> None:
+    from harness.subjects.peers.llm_foundry import modelling
+    from harness.subjects.peers.registry import PEERS
+
+    modelling()
+    assert PEERS["llm-foundry"].missing == ()

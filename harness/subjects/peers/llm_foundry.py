@@ -12,6 +12,7 @@ import importlib.util
 import sys
 import warnings
 from contextlib import ExitStack
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,6 +50,9 @@ def modelling() -> tuple[Any, Any]:
         for name in _BARE:
             package = ModuleType(f"llmfoundry{name}")
             package.__path__ = [str(root.joinpath(*name.split(".")))]
+            # Whoever asks afterwards whether it is installed looks for a spec.
+            package.__spec__ = ModuleSpec(package.__name__, None, is_package=True)
+            package.__spec__.submodule_search_locations = package.__path__
             sys.modules[package.__name__] = package
     config = importlib.import_module("llmfoundry.models.mpt.configuration_mpt")
     model = importlib.import_module("llmfoundry.models.mpt.modeling_mpt")

@@ -42,17 +42,26 @@ def weights() -> dict:
         "up_proj": normal(R * D, D, gain=1 / math.sqrt(D)),
         "down_proj": normal(D, R * D, gain=1 / math.sqrt(R * D)),
         "norm_f": 1 + 0.3 * normal(D),
+        "q_ln": 1 + 0.3 * normal(D),
+        "k_ln": 1 + 0.3 * normal(D),
+        "wpe": normal(64, D),
+        "norm_1.bias": 0.3 * normal(D),
+        "norm_2.bias": 0.3 * normal(D),
+        "norm_f.bias": 0.3 * normal(D),
     }
 
 
 def converted(w: dict, attn_config: dict, fields: dict, folder: str) -> ctranslate2.Generator:
     def module(name):
-        return Node(weight=w[name])
+        made = Node(weight=w[name])
+        if not fields.get("no_bias", True) and name + ".bias" in w:
+            made.bias = w[name + ".bias"]
+        return made
 
     block = Node(
         norm_1=module("norm_1"),
         norm_2=module("norm_2"),
-        attn=Node(Wqkv=module("Wqkv"), out_proj=module("out_proj")),
+        attn=Node(**{n: module(n) for n in ("Wqkv", "out_proj", "q_ln", "k_ln")}),
         ffn=Node(up_proj=module("up_proj"), down_proj=module("down_proj")),
     )
     model = Node(
@@ -65,7 +74,7 @@ def converted(w: dict, attn_config: dict, fields: dict, folder: str) -> ctransla
             attn_config=attn_config,
             **fields,
         ),
-        transformer=Node(wte=module("wte"), norm_f=module("norm_f"), blocks=[block]),
+        transformer=Node(**{n: module(n) for n in ("wte", "wpe", "norm_f")}, blocks=[block]),
     )
     tokenizer = Node(
         get_vocab=lambda: {f"<{i}>": i for i in range(V)},
@@ -80,21 +89,32 @@ def converted(w: dict, attn_config: dict, fields: dict, folder: str) -> ctransla
     return ctranslate2.Generator(folder, device="cpu", compute_type="float32")
 
 
-def expected(w, ids, bias_max=8.0, clip=None, scale=None, logit_scale=None):
+def expected(
+    w, ids, bias_max=8.0, clip=None, scale=None, logit_scale=None, qk_ln=False, biases=False,
+    alibi=True,
+):  # fmt: skip
     """One block of MPT, written out in float64."""
     w = {k: v.double() for k, v in w.items()}
-    x = w["wte"][ids]
-    qkv = F.layer_norm(x, (D,), w["norm_1"]) @ w["Wqkv"].T
+
+    def norm(x, name):
+        return F.layer_norm(x, (D,), w[name], w[name + ".bias"] if biases else None)
+
+    x = w["wte"][ids] if alibi else w["wte"][ids] + w["wpe"][:L]
+    qkv = norm(x, "norm_1") @ w["Wqkv"].T
     if clip is not None:
         qkv = qkv.clamp(-clip, clip)
-    q, k, v = (t.view(1, L, H, D // H).transpose(1, 2) for t in qkv.split(D, dim=2))
+    q, k, v = qkv.split(D, dim=2)
+    if qk_ln:
+        q, k = F.layer_norm(q, (D,), w["q_ln"]), F.layer_norm(k, (D,), w["k_ln"])
+    q, k, v = (t.view(1, L, H, D // H).transpose(1, 2) for t in (q, k, v))
     distance = torch.arange(L)[None, :] - torch.arange(L)[:, None]
     scores = q @ k.transpose(2, 3) * (scale or 1 / math.sqrt(D // H))
-    scores = scores + slopes(H, bias_max)[:, None, None] * distance
+    if alibi:
+        scores = scores + slopes(H, bias_max)[:, None, None] * distance
     scores = scores.masked_fill(distance > 0, float("-inf"))
     x = x + (scores.softmax(-1) @ v).transpose(1, 2).reshape(1, L, D) @ w["out_proj"].T
-    x = x + F.gelu(F.layer_norm(x, (D,), w["norm_2"]) @ w["up_proj"].T) @ w["down_proj"].T
-    logits = F.layer_norm(x, (D,), w["norm_f"]) @ w["wte"].T
+    x = x + F.gelu(norm(x, "norm_2") @ w["up_proj"].T) @ w["down_proj"].T
+    logits = norm(x, "norm_f") @ w["wte"].T
     return logits if logit_scale is None else logits * logit_scale
 
 
@@ -119,6 +139,9 @@ def main() -> int:
             {"scale": 0.125},
         ),
         ("logit_scale=0.125", {"alibi": True}, {"logit_scale": 0.125}, {"logit_scale": 0.125}),
+        ("attn_config.qk_ln=True", {"alibi": True, "qk_ln": True}, {}, {"qk_ln": True}),
+        ("no_bias=False, of the norms", {"alibi": True}, {"no_bias": False}, {"biases": True}),
+        ("attn_config.alibi=False", {"alibi": False}, {}, {"alibi": False}),
     ):
         with tempfile.TemporaryDirectory() as folder:
             generator = converted(w, attn_config, fields, folder)

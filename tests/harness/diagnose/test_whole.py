@@ -40,6 +40,7 @@ def judged(path: Path, prompts: Path, attention: dict[str, Any]) -> Any:
     [
         ("clip", {"clip_qkv": None}, "clip-qkv-ignored"),
         ("bias-max-16-heads-12", {"alibi_bias_max": 8}, "alibi-bias-max-ignored"),
+        ("wpe", {"alibi": True}, "alibi-always-on"),
     ],
 )
 def test_misread_field_is_named(exposure: str, attention: Any, fault: str, tmp_path: Path) -> None:
