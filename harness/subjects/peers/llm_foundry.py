@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from harness.checkpoint.reader import Checkpoint
-from harness.subjects.parts import TorchParts
+from harness.subjects.parts import TorchParts, to_numpy
 from harness.subjects.peers.hub import TORCH, reference_config
+from harness.subjects.peers.rows import Row, RowByRow
 from harness.subjects.protocol import Array, Rounding
 
 _BARE = ("", ".models", ".models.utils", ".utils", ".interfaces", ".models.mpt")
@@ -196,8 +197,8 @@ def _ids(ids: Any) -> Tensor:
     return torch.from_numpy(np.array(ids)).to(torch.long)
 
 
-class LLMFoundrySubject(TorchParts):
-    """llm-foundry's model, part by part.
+class LLMFoundrySubject(RowByRow, TorchParts):
+    """llm-foundry's model, part by part, and over its cache.
 
     Parameters
     ----------
@@ -207,6 +208,7 @@ class LLMFoundrySubject(TorchParts):
         Storage dtype.
     """
 
+    protocol = 2
     rounding = Rounding()
 
     def __init__(self, checkpoint: Path, dtype: str) -> None:
@@ -219,6 +221,17 @@ class LLMFoundrySubject(TorchParts):
         from harness.subjects.peers.hub import held
 
         return {name: held(value) for name, value in self._model.model.state_dict().items()}
+
+    def _no_past(self) -> Any:
+        # It makes its own, as long as it is given none.
+        return None
+
+    def _run_on(self, row: Row, ids: Any) -> Array:
+        out = self._model.model(
+            input_ids=ids, attention_mask=row.mask, past_key_values=row.cache, use_cache=True
+        )
+        row.cache = out.past_key_values
+        return to_numpy(out.logits)[0]
 
 
 def load(checkpoint: Path, *, dtype: str, target: str) -> LLMFoundrySubject:
