@@ -229,8 +229,9 @@ def check(
             if dump is None
             else TraceWalk(oracle, dump, cases, layers=layers, progress=progress, proved=proved)
         )
-        paths = path_events(oracle, subject, cases, progress)
-        for event in chain(walk.events(), paths, relation_events(oracle, subject, progress)):
+        paths = path_events(oracle, subject, cases, progress, proved)
+        relations = relation_events(oracle, subject, progress, proved)
+        for event in chain(walk.events(), paths, relations):
             if isinstance(event, Measurement):
                 rows.append(judge(event, dtype, shipped()))
             elif isinstance(event, Failure):

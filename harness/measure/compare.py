@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -12,14 +14,16 @@ from harness.measure.fast import NARROW, look
 from harness.measure.oracle import flat, table
 from harness.measure.records import LogitSummary, Measurement, Mode
 from harness.measure.statistics import (
+    AT_LEAST,
     LARGEST,
     Float,
+    Ruler,
+    Statistics,
     accumulation,
     noise_scale,
     relative_error,
     row_noise,
     shares,
-    statistics,
 )
 from harness.measure.taps import Place
 
@@ -69,7 +73,10 @@ def measure_tap(
     seen, truth = flat(observed), flat(golden)
     others = [flat(order) for order in orders]
     noise = noise_scale(truth, others, dtype, [flat(value) for value in unrounded])
-    result = statistics(seen, truth, noise)
+    ruler = Ruler.of(truth, noise)
+    with np.errstate(invalid="ignore"):
+        result = ruler.measure(seen - truth)
+        limits = tuple(ruler.measure(other - truth) for other in others)
     return Measurement(
         mode=mode,
         place=place,
@@ -78,7 +85,7 @@ def measure_tap(
         columns=truth.shape[1],
         exact=exact,
         observed=result,
-        orders=tuple(statistics(other, truth, noise) for other in others),
+        orders=limits,
         relative=relative_error(seen, truth),
         returned=dtype_name(observed),
         length=int(observed.shape[-2]),
@@ -142,35 +149,54 @@ def _worst_head(seen: Float, truth: Float, row: int, heads: int) -> int:
 
 
 def measure_difference(
-    place: Place, prompt: str, deployed: Any, chained: Any, golden: Any, orders: Sequence[Any]
+    place: Place,
+    prompt: str,
+    deployed: Any,
+    chained: Any,
+    golden: Any,
+    orders: Sequence[Any],
+    proved: Proof | None = None,
 ) -> Measurement:
     """Measure the deployed result against the tapped chain of the same subject.
 
     Two correct evaluations may differ as much as two of the legitimate orders do, so that every
     pair of orders makes one entry of the limit.
+
+    Parameters
+    ----------
+    deployed, chained, golden, orders
+        Arrays or tensors of one shape, features last.
+    proved
+        Asked after each pair of orders, of which the others then only count: they could but widen
+        the limit. Without it, all are measured.
     """
     seen, base, truth = flat(deployed), flat(chained), flat(golden)
     others = [flat(order) for order in orders]
-    noise = row_noise(truth, others)
-    pairs = [
-        statistics(truth + (others[i] - others[j]), truth, noise)
-        for i in range(len(others))
-        for j in range(i)
-    ]
-    difference = seen - base
-    return Measurement(
-        mode="deployed",
-        place=place,
-        prompt=prompt,
-        rows=truth.shape[0],
-        columns=truth.shape[1],
-        exact=False,
-        observed=statistics(truth + difference, truth, noise),
-        orders=tuple(pairs),
-        relative=relative_error(seen, base),
-        returned=dtype_name(deployed),
-        length=int(deployed.shape[-2]),
-    )
+    ruler = Ruler.of(truth, row_noise(truth, others))
+    with np.errstate(invalid="ignore"):
+        difference = seen - base
+        found = Measurement(
+            mode="deployed",
+            place=place,
+            prompt=prompt,
+            rows=truth.shape[0],
+            columns=truth.shape[1],
+            exact=False,
+            observed=ruler.measure(difference),
+            orders=(),
+            relative=relative_error(seen, base),
+            returned=dtype_name(deployed),
+            length=int(deployed.shape[-2]),
+        )
+        pairs = list(combinations(others, 2))
+        known: list[Statistics] = []
+        rest: tuple[Statistics, ...] = ()
+        for one, other in pairs:
+            known.append(ruler.measure(other - one))
+            rest = (AT_LEAST,) * (len(pairs) - len(known))
+            if proved is not None and proved(replace(found, orders=(*known, *rest))):
+                break
+    return replace(found, orders=(*known, *rest))
 
 
 def measure_bias(
@@ -191,8 +217,8 @@ def measure_bias(
 
     seen, truth = steps(observed), steps(golden)
     others = [steps(order) for order in orders]
-    noise = row_noise(truth, others)
-    result = statistics(seen, truth, noise)
+    ruler = Ruler.of(truth, row_noise(truth, others))
+    result = ruler.measure(seen - truth)
     return Measurement(
         mode="alibi",
         place=Place(None, "alibi"),
@@ -201,7 +227,7 @@ def measure_bias(
         columns=truth.shape[1],
         exact=False,
         observed=result,
-        orders=tuple(statistics(other, truth, noise) for other in others),
+        orders=tuple(ruler.measure(other - truth) for other in others),
         relative=relative_error(seen, truth),
         returned=returned,
         length=observed.shape[-2],

@@ -24,11 +24,14 @@ from harness.measure.statistics import (
     Shares,
     Statistics,
 )
+from harness.measure.widening import widen
 
 NARROW = ("float16", "bfloat16")
 """Storage dtypes whose rounding float32 can see."""
-BLOCK = 1 << 15
-"""Elements of a block: eight buffers of float32 in a megabyte."""
+BLOCK = 1 << 17
+"""Elements of a tile: smaller ones are lost to the interpreter, larger ones to the memory."""
+WIDTH = 1 << 13
+"""Columns of a tile; the more rows it has, the cheaper are sums over rows."""
 CHUNK = 256
 """Terms that are summed in float32; the sums of chunks are summed in float64."""
 _UNIT = 2.0**-24
@@ -127,15 +130,17 @@ def look(
     rows, columns = golden.shape
     sums = [_Sums(rows, columns) for _ in tensors]
     ground = _Ground(rows, columns, shares, dtype)
-    height = max(1, BLOCK // columns)
-    work = _Work(height, columns)
     with np.errstate(invalid="ignore", over="ignore"):
-        for at in range(0, rows, height):
-            part = slice(at, min(at + height, rows))
-            ground.prepare(part, golden[part], work)
-            for tensor, total in zip(tensors, sums, strict=True):
-                work.load(tensor[part], golden[part])
-                total.add(part, work, part.stop - part.start)
+        for left in range(0, columns, WIDTH):
+            across = slice(left, min(left + WIDTH, columns))
+            if left == 0 or across.stop == columns:
+                work = _Work(_height(columns), across.stop - left)
+            for at in range(0, rows, _height(columns)):
+                down = slice(at, min(at + _height(columns), rows))
+                ground.prepare(down, across, golden[down, across], work)
+                for tensor, total in zip(tensors, sums, strict=True):
+                    work.load(tensor[down, across], golden[down, across])
+                    total.add(down, across, work)
     return Look(
         tuple(total.finish(ground.length, ground.scale) for total in sums),
         ground.shares(),
@@ -144,8 +149,13 @@ def look(
     )
 
 
+def _height(columns: int) -> int:
+    """Return the rows of a tile."""
+    return max(1, min(CHUNK, BLOCK // min(columns, WIDTH)))
+
+
 class _Work:
-    """The buffers of one block."""
+    """The buffers of one tile."""
 
     def __init__(self, height: int, columns: int) -> None:
         # Whole chunks: what lies beyond the columns stays zero, and adds nothing.
@@ -167,7 +177,7 @@ class _Work:
         else:
             # Either the difference to the high part is exact (Sterbenz), or the low part is far
             # below its rounding: the error is relative to the result in both cases.
-            np.copyto(plain[self.inside], observed, casting="same_kind")
+            widen(observed, plain[self.inside])
             plain -= self.high[:n]
             plain -= self.low[:n]
         np.multiply(plain, self.weight[:n], out=error)
@@ -177,71 +187,86 @@ class _Ground:
     """What all tensors share: the golden, its noise, and how much of that is accumulation."""
 
     def __init__(self, rows: int, columns: int, shares: Sequence[Share], dtype: str) -> None:
-        self.columns, self.size = columns, rows * columns
+        self.rows, self.columns = rows, columns
         # The rounding is a power of two over this. It is applied to the sums: before, it would take
         # the least noise of bfloat16 out of the range of float32.
         self.scale = 2.0 ** _FRACTION_BITS[dtype] * math.sqrt(12.0)
-        self.least = np.float32(2.0 ** _MIN_EXPONENT[dtype])
+        self.least = np.float32(2.0 ** _MIN_EXPONENT[dtype]).view(np.int32)
         self.joined = [
             ((row * self.scale**2).astype(np.float32), column.astype(np.float32))
             for row, column in shares
         ]
         self.length = self.norm = self.largest = 0.0
-        self.element, self.row, self.column = 0.0, 0.0, np.zeros(columns)
-        self.total = 0.0
+        self.element, self.by_row, self.by_column = 0.0, np.zeros(rows), np.zeros(columns)
 
-    def prepare(self, part: slice, golden: NDArray[Any], work: _Work) -> None:
+    def prepare(self, down: slice, across: slice, golden: NDArray[Any], work: _Work) -> None:
         """Fill ``direction`` with the golden over the noise and ``weight`` with one over it."""
         n, inside = len(golden), work.inside
-        truth, weight, spare, power = (
-            buffer[:n] for buffer in (work.direction, work.weight, work.spare, work.power)
-        )
-        np.copyto(work.high[:n][inside], golden, casting="same_kind")
-        np.subtract(golden, work.high[:n][inside], out=work.low[:n][inside], casting="same_kind")
-        np.copyto(truth, work.high[:n])
-        self.largest = max(self.largest, float(truth.max()), -float(truth.min()))
-        self.norm += float(np.vdot(truth, truth))
-        np.bitwise_and(truth.view(np.int32), _EXPONENT, out=power.view(np.int32))
-        np.maximum(power, self.least, out=power)
-        np.copyto(weight, power)
+        high, low, truth, weight, spare, power = (
+            buffer[:n]
+            for buffer in (
+                work.high, work.low, work.direction, work.weight, work.spare, work.power
+            )
+        )  # fmt: skip
+        np.copyto(high[inside], golden, casting="same_kind")
+        np.subtract(golden, high[inside], out=low[inside], casting="same_kind")
+        self.largest = max(self.largest, float(high.max()), -float(high.min()))
+        self.norm += float(np.vdot(high, high))
+        np.bitwise_and(high.view(np.int32), _EXPONENT, out=power.view(np.int32))
+        # Positive floats are ordered as their bits are, and integers need no look at NaN.
+        np.maximum(power.view(np.int32), self.least, out=power.view(np.int32))
         if self.joined:
             np.multiply(power, power, out=weight)
             spare[...] = 0.0
             for row, column in self.joined:
-                spare[inside] += row[part, None] * column
+                spare[inside] += row[down, None] * column[across]
             weight += spare
-            self._count(spare, weight)
+            self._count(down, across, spare, weight)
             np.sqrt(weight, out=weight)
             # The square of a small power is zero.
-            np.maximum(weight, power, out=weight)
-        np.divide(np.float32(1.0), weight, out=weight)
-        truth *= weight
-        self.length += _square(truth)
+            np.maximum(weight, power, out=power)
+        np.divide(np.float32(1.0), power, out=weight)
+        np.multiply(high, weight, out=truth)
+        np.multiply(truth, truth, out=spare)
+        self.length += float(_by_row(spare).sum())
 
-    def _count(self, extra: NDArray[np.float32], variance: NDArray[np.float32]) -> None:
+    def _count(
+        self,
+        down: slice,
+        across: slice,
+        extra: NDArray[np.float32],
+        variance: NDArray[np.float32],
+    ) -> None:
         # Where squares lose digits, a share is less than it is.
         extra /= np.maximum(variance, _CLEAR)
         self.element = max(self.element, float(extra.max()))
-        across = extra.sum(axis=1, dtype=np.float64)
-        self.row = max(self.row, float(across.max()) / self.columns)
-        self.total += float(across.sum())
-        self.column += extra.sum(axis=0, dtype=np.float64)[: self.columns]
+        self.by_row[down] += _by_row(extra)
+        self.by_column[across] += _by_column(extra)[: across.stop - across.start]
 
     def shares(self) -> Shares:
         """Return shares that the exact ones reach."""
-        rows = self.size // self.columns
         return Shares(
             element=self.element * _SHARE,
-            row=self.row * _SHARE,
-            column=float(self.column.max()) / rows * _SHARE,
-            total=self.total / self.size * _SHARE,
+            row=float(self.by_row.max()) / self.columns * _SHARE,
+            column=float(self.by_column.max()) / self.rows * _SHARE,
+            total=float(self.by_row.sum()) / (self.rows * self.columns) * _SHARE,
         )
 
 
-def _square(block: NDArray[np.float32]) -> float:
-    """Return the sum of squares, chunk by chunk in float32 and in float64 beyond."""
-    chunks = block.reshape(-1, CHUNK)
-    return float(np.einsum("ij,ij->i", chunks, chunks).sum(dtype=np.float64))
+_ONES = np.ones(CHUNK, np.float32)
+
+
+def _by_row(values: NDArray[np.float32]) -> Float:
+    """Return the sum of each row, chunk by chunk in float32 and in float64 beyond."""
+    chunks = (values.reshape(-1, CHUNK) @ _ONES).reshape(len(values), -1)
+    result: Float = chunks.sum(axis=1, dtype=np.float64)
+    return result
+
+
+def _by_column(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the sum of each column of a tile."""
+    # A product with one row is far slower than none.
+    return values[0] if len(values) == 1 else np.ones(len(values), np.float32) @ values
 
 
 class _Sums:
@@ -249,30 +274,25 @@ class _Sums:
 
     def __init__(self, rows: int, columns: int) -> None:
         self.rows, self.columns = rows, columns
-        self.row_squares, self.row_sums = np.empty(rows), np.empty(rows)
+        self.row_squares, self.row_sums = np.zeros(rows), np.zeros(rows)
         self.column_squares, self.column_sums = np.zeros(columns), np.zeros(columns)
-        self.tail, self.along, self.plain, self.bad = 0.0, 0.0, 0.0, -1
-        self._ones = np.ones(CHUNK, np.float32)
+        self.tail, self.along, self.plain, self.bad = 0.0, 0.0, 0.0, rows
 
-    def _by_row(self, values: NDArray[np.float32]) -> Float:
-        chunks = (values.reshape(-1, CHUNK) @ self._ones).reshape(len(values), -1)
-        result: Float = chunks.sum(axis=1, dtype=np.float64)
-        return result
-
-    def add(self, part: slice, work: _Work, n: int) -> None:
+    def add(self, down: slice, across: slice, work: _Work) -> None:
+        n, width = down.stop - down.start, across.stop - across.start
         error, truth, squares = work.error[:n], work.direction[:n], work.spare[:n]
-        ones = np.ones(n, np.float32)
         high, low = float(error.max()), float(error.min())
-        if not math.isfinite(high + abs(low)) and self.bad < 0:
-            self.bad = part.start + int(np.argmax(~np.isfinite(error).all(axis=1)))
+        if not math.isfinite(high + abs(low)):
+            first = down.start + int(np.argmax(~np.isfinite(error).all(axis=1)))
+            self.bad = min(self.bad, first)
         self.tail = max(self.tail, high, -low)
-        self.row_sums[part] = self._by_row(error)
-        self.column_sums += (ones @ error)[: self.columns]
+        self.row_sums[down] += _by_row(error)
+        self.column_sums[across] += _by_column(error)[:width]
         np.multiply(error, error, out=squares)
-        self.row_squares[part] = self._by_row(squares)
-        self.column_squares += (ones @ squares)[: self.columns]
+        self.row_squares[down] += _by_row(squares)
+        self.column_squares[across] += _by_column(squares)[:width]
         np.multiply(error, truth, out=squares)
-        self.along += float(self._by_row(squares).sum())
+        self.along += float(_by_row(squares).sum())
         plain = work.plain[:n]
         self.plain += float(np.vdot(plain, plain))
 
@@ -284,9 +304,9 @@ class _Sums:
 
     def finish(self, length: float, scale: float) -> Screen:
         rows, columns = self.rows, self.columns
-        if self.bad >= 0 or not math.isfinite(float(self.row_squares.sum()) + length):
+        if self.bad < rows or not math.isfinite(float(self.row_squares.sum()) + length):
             # Not finite, or beyond float32: nothing is known but that it is not small.
-            worst = self.bad if self.bad >= 0 else int(np.argmax(self.row_squares))
+            worst = self.bad if self.bad < rows else int(np.argmax(self.row_squares))
             infinite = Statistics(*(math.inf,) * 7, worst_row=worst)
             return Screen(infinite, dict.fromkeys(STATISTICS, math.inf))
         size = rows * columns
@@ -321,7 +341,7 @@ def _slack(found: Statistics, rows: int, columns: int, scale: float) -> dict[str
     def gamma(n: int) -> float:
         return n * _UNIT / (1.0 - n * _UNIT)
 
-    across, down = gamma(min(columns, CHUNK)), gamma(min(rows, max(1, BLOCK // columns)))
+    across, down = gamma(min(columns, CHUNK)), gamma(min(rows, _height(columns)))
 
     def mean(value: float, n: int, lost: float) -> float:
         # sqrt(n) times a mean of n elements, in a sum that loses `lost`.

@@ -10,6 +10,7 @@ import numpy as np
 
 from harness.checkpoint.dtypes import BY_NAME
 from harness.measure.statistics import Float
+from harness.measure.widening import widened
 from harness.measure.workers import each
 from harness.subjects.protocol import Array, Rounding
 
@@ -30,7 +31,7 @@ def flat(tensor: Any) -> Float:
     """Return a torch tensor or array of any float dtype as float64 ``(rows, columns)``."""
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().to("cpu").double().numpy()
-    array = np.asarray(tensor).astype(np.float64)
+    array = widened(np.asarray(tensor))
     return array.reshape(-1, array.shape[-1])
 
 

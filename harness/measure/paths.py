@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.measure.compare import measure_difference
+from harness.measure.compare import Proof, measure_difference
 from harness.measure.oracle import Oracle, flat
 from harness.measure.records import Event, Failure, Skip
 from harness.measure.run import Case
@@ -333,6 +333,7 @@ def path_events(
     subject: Any,
     cases: Sequence[Case],
     progress: Callable[[str], None] = lambda text: None,
+    proved: Proof | None = None,
 ) -> Iterator[Event]:
     """Yield a measurement, a failure or a skip for each of `CHECKS`.
 
@@ -344,6 +345,8 @@ def path_events(
         Of protocol 2; of an older one every check is skipped, with the reason.
     cases
         Where the tokens come from.
+    proved
+        See `measure_difference`.
     """
     chosen, left = split_checks(path_capabilities(subject), oracle.config)
     yield from left
@@ -369,7 +372,7 @@ def path_events(
             continue
         observed = np.concatenate([piece.logits for piece in pieces])
         table, truth, *others = (gather(whole, pieces) for whole in (base, golden, *orders))
-        yield measure_difference(place, "paths", observed, table, truth, others)
+        yield measure_difference(place, "paths", observed, table, truth, others, proved)
 
 
 def evaluate(oracle: Oracle, ids: Array) -> tuple[Array, list[Array]]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from harness.checkpoint.dtypes import BY_NAME
-from harness.measure.compare import measure_difference
+from harness.measure.compare import Proof, measure_difference
 from harness.measure.oracle import Oracle
 from harness.measure.records import Event, Failure, Skip
 from harness.measure.statistics import Float
@@ -147,7 +147,10 @@ def split_relations(
 
 
 def relation_events(
-    oracle: Oracle, subject: Any, progress: Callable[[str], None] = lambda text: None
+    oracle: Oracle,
+    subject: Any,
+    progress: Callable[[str], None] = lambda text: None,
+    proved: Proof | None = None,
 ) -> Iterator[Event]:
     """Yield a measurement, a failure or a skip for each of `RELATIONS`.
 
@@ -157,6 +160,8 @@ def relation_events(
         Makes the noise by which two correct evaluations differ.
     subject
         Of protocol 2, with ``attend``; without it every relation is skipped, with the reason.
+    proved
+        See `measure_difference`.
     """
     from reference.alibi import slopes
     from reference.model import attend
@@ -188,7 +193,7 @@ def relation_events(
         golden = evaluated(oracle.golden, sides.plain)
         seen, expected, truth = map(_merged, (sides.back(other), base, golden))
         others = [_merged(order) for order in orders]
-        yield measure_difference(place, "attention", seen, expected, truth, others)
+        yield measure_difference(place, "attention", seen, expected, truth, others, proved)
 
 
 def _merged(context: Array) -> Array:

@@ -358,7 +358,7 @@ class Walk:
         )
         if chained is not None:
             apart = Place(None, "forward-chain")
-            yield measure_difference(apart, name, logits, chained, golden, orders)
+            yield measure_difference(apart, name, logits, chained, golden, orders, self.proved)
         summary = summarise_logits(name, stream.case.ids, logits, golden, orders)
         if summary is not None:
             yield summary

@@ -8,6 +8,7 @@ row and a single wrong element each have one that sees them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,6 +62,9 @@ _PRIOR = 8.0
 # Elements that are looked at together: a few arrays of float64 in the processor's cache.
 _BLOCK = 1 << 14
 
+# The method ``sum`` spends as long on its options as on a small array.
+_reduce = np.add.reduce
+
 
 def _spread(golden: Float, values: Sequence[Any], dtype: str, *, rounded: bool) -> Share | None:
     """Return the mean square error of evaluations as a row's times a column's share.
@@ -78,20 +82,18 @@ def _spread(golden: Float, values: Sequence[Any], dtype: str, *, rounded: bool) 
     by_row, in_row = np.zeros(rows), np.zeros(rows)
     by_column, in_column = np.zeros(columns), np.zeros(columns)
     height = max(1, _BLOCK // columns)
-    for at in range(0, rows, height):
-        part = slice(at, at + height)
-        truth = golden[part]
-        allowed = 0.5 * ulp(truth, dtype) if rounded else 0.0
-        squares = np.zeros_like(truth)
-        for value in values:
-            beyond = np.abs(value[part].astype(np.float64) - truth) - allowed
-            np.maximum(beyond, 0.0, out=beyond)
-            beyond[~np.isfinite(beyond)] = 0.0
-            squares += np.square(beyond)
-        squares /= len(values)
-        by_row[part], by_column = squares.sum(axis=1), by_column + squares.sum(axis=0)
-        counted = np.full(truth.shape, rounded) | (squares > (2.0**-24 * truth) ** 2)
-        in_row[part], in_column = counted.sum(axis=1), in_column + counted.sum(axis=0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for at in range(0, rows, height):
+            part = slice(at, at + height)
+            truth = golden[part]
+            allowed = 0.5 * ulp(truth, dtype) if rounded else None
+            squares = _mean_square(truth, [value[part] for value in values], allowed)
+            by_row[part], by_column = _reduce(squares, axis=1), by_column + _reduce(squares, axis=0)
+            if rounded:
+                in_row[part], in_column = truth.shape[1], in_column + truth.shape[0]
+                continue
+            counted = squares > (2.0**-24 * truth) ** 2
+            in_row[part], in_column = counted.sum(axis=1), in_column + counted.sum(axis=0)
     total = in_row.sum()
     if total == 0 or not by_row.any():
         return None
@@ -100,6 +102,24 @@ def _spread(golden: Float, values: Sequence[Any], dtype: str, *, rounded: bool) 
         (by_row + _PRIOR * mean) / (in_row + _PRIOR),
         (by_column + _PRIOR * mean) / (in_column + _PRIOR) / mean,
     )
+
+
+def _mean_square(truth: Float, values: Sequence[Any], allowed: Float | None) -> Float:
+    """Return the mean square of what errors have beyond what is allowed; a non-finite one is 0."""
+    squares = np.zeros_like(truth)
+    for value in values:
+        beyond = np.subtract(value, truth, dtype=np.float64)
+        if allowed is not None:
+            np.abs(beyond, out=beyond)
+            beyond -= allowed
+            np.maximum(beyond, 0.0, out=beyond)
+        np.multiply(beyond, beyond, out=beyond)
+        # A sum of squares is finite if all of them are: one pass less than to look at each.
+        if not np.isfinite(beyond.sum()):
+            beyond[~np.isfinite(beyond)] = 0.0
+        squares += beyond
+    squares /= len(values)
+    return squares
 
 
 def accumulation(
@@ -233,6 +253,62 @@ class Statistics:
         return float(value)
 
 
+AT_LEAST = Statistics(*(0.0,) * 7, worst_row=0)
+"""What is known of an evaluation that was not measured."""
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """A golden and its noise, ready to measure several errors with.
+
+    Attributes
+    ----------
+    noise
+        ``(rows, columns)`` float64, positive.
+    direction
+        The golden in units of the noise.
+    length
+        Its L2 norm.
+    """
+
+    noise: Float
+    direction: Float
+    length: float
+
+    @classmethod
+    def of(cls, golden: Float, noise: Float) -> Ruler:
+        """Return the ruler of a golden ``(rows, columns)`` and its noise."""
+        direction: Float = golden / noise
+        return cls(noise, direction, math.sqrt(float(np.einsum("ij,ij->", direction, direction))))
+
+    def measure(self, error: Float) -> Statistics:
+        """Return the statistics of an error; a non-finite one makes them infinite."""
+        rows, columns = error.shape
+        with np.errstate(invalid="ignore", over="ignore"):
+            scaled = error / self.noise
+            squares = scaled * scaled
+            by_row = _reduce(squares, axis=1)
+            total = float(by_row.sum())
+            if not math.isfinite(total):
+                bad = ~np.isfinite(error)
+                if bad.any():
+                    worst = int(np.argmax(bad.any(axis=1)))
+                    return Statistics(*(math.inf,) * 7, worst_row=worst)
+            gain = abs(float(np.einsum("ij,ij->", scaled, self.direction)))
+        row_sums, column_sums = _reduce(scaled, axis=1), _reduce(scaled, axis=0)
+        worst = int(np.argmax(by_row))
+        return Statistics(
+            rms=math.sqrt(total / (rows * columns)),
+            row=math.sqrt(float(by_row[worst]) / columns),
+            column=math.sqrt(float(_reduce(squares, axis=0).max()) / rows),
+            tail=math.sqrt(float(squares.max())),
+            row_bias=float(np.abs(row_sums).max()) / math.sqrt(columns),
+            column_bias=float(np.abs(column_sums).max()) / math.sqrt(rows),
+            gain=gain / self.length if self.length > 0 else 0.0,
+            worst_row=worst,
+        )
+
+
 def statistics(observed: Float, golden: Float, noise: Float) -> Statistics:
     """Return the statistics of ``observed - golden``; a non-finite error makes them infinite.
 
@@ -241,27 +317,8 @@ def statistics(observed: Float, golden: Float, noise: Float) -> Statistics:
     observed, golden, noise
         ``(rows, columns)`` float64; ``noise`` is positive.
     """
-    error = observed - golden
-    if not np.isfinite(error).all():
-        bad = ~np.isfinite(error)
-        infinite = float("inf")
-        return Statistics(*(infinite,) * 7, worst_row=int(np.argmax(bad.any(axis=1))))
-    rows, columns = error.shape
-    scaled = error / noise
-    squares = scaled * scaled
-    row_rms = np.sqrt(squares.mean(axis=1))
-    direction = golden / noise
-    length = float(np.sqrt((direction * direction).sum()))
-    return Statistics(
-        rms=float(np.sqrt(squares.mean())),
-        row=float(row_rms.max()),
-        column=float(np.sqrt(squares.mean(axis=0)).max()),
-        tail=float(np.sqrt(squares.max())),
-        row_bias=float(np.abs(scaled.mean(axis=1)).max() * np.sqrt(columns)),
-        column_bias=float(np.abs(scaled.mean(axis=0)).max() * np.sqrt(rows)),
-        gain=abs(float((scaled * direction).sum())) / length if length > 0 else 0.0,
-        worst_row=int(np.argmax(row_rms)),
-    )
+    with np.errstate(invalid="ignore"):
+        return Ruler.of(golden, noise).measure(observed - golden)
 
 
 def relative_error(observed: Float, golden: Float) -> float:

@@ -1,0 +1,43 @@
+"""Half-precision arrays in a wider dtype: torch widens eight at a time, numpy one (0.2 to 2 ns)."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+WORTH = 1 << 10
+"""Elements below which the call itself costs more than what it saves."""
+
+
+def widen(source: NDArray[Any], out: NDArray[Any]) -> None:
+    """Write an array into one of a wider float dtype and the same shape.
+
+    Parameters
+    ----------
+    source
+        Any float dtype; bfloat16 as ml_dtypes has it. Only read.
+    out
+        float32 or float64, written; a view is fine.
+    """
+    name = source.dtype.name
+    if name not in ("float16", "bfloat16") or source.size < WORTH or min(source.strides) <= 0:
+        np.copyto(out, source, casting="same_kind")
+        return
+    import torch
+
+    strides = [stride // source.itemsize for stride in source.strides]
+    last = sum((n - 1) * stride for n, stride in zip(source.shape, strides, strict=True))
+    # torch warns of memory that may not be written; this is only read.
+    memory = (ctypes.c_char * ((last + 1) * source.itemsize)).from_address(source.ctypes.data)
+    narrow = torch.frombuffer(memory, dtype=getattr(torch, name))
+    torch.from_numpy(out).copy_(narrow.as_strided(source.shape, strides))
+
+
+def widened(source: NDArray[Any]) -> NDArray[np.float64]:
+    """Return a copy in float64."""
+    result = np.empty(source.shape, np.float64)
+    widen(source, result)
+    return result
