@@ -15,6 +15,7 @@ from typing import Any
 from harness.allocator import keep_freed_memory
 from harness.certify.results import FaultRun, HealthyRun, Record, Run
 from harness.faults.library import library
+from harness.faults.model import PATHS
 from harness.judge import factors as judge_factors
 
 _RUNS = ("healthy.py", "observe.py", "planting.py")
@@ -108,13 +109,20 @@ def _healthy(seed: int | None, target: str) -> list[HealthyRun]:
 def _pieces(
     faults: Sequence[tuple[str, int | None]],
 ) -> Iterator[tuple[tuple[str, int | None], ...]]:
-    """Group faults by exposure, in pieces."""
-    by_exposure: dict[str, list[tuple[str, int | None]]] = {}
+    """Group faults by exposure, in pieces; what shows over a cache only stays in one.
+
+    The templates of the paths are dear to make, and one process makes them.
+    """
+    by_exposure: dict[tuple[str, bool], list[tuple[str, int | None]]] = {}
     for name, layer in faults:
-        by_exposure.setdefault(library()[name].exposure, []).append((name, layer))
-    for group in sorted(by_exposure.values(), key=len, reverse=True):
-        for at in range(0, len(group), PIECE):
-            yield tuple(group[at : at + PIECE])
+        fault = library()[name]
+        cached = fault.first_tap.startswith(PATHS)
+        by_exposure.setdefault((fault.exposure, cached), []).append((name, layer))
+    order = sorted(by_exposure.items(), key=lambda item: (not item[0][1], -len(item[1])))
+    for (_, cached), group in order:
+        size = len(group) if cached else PIECE
+        for at in range(0, len(group), size):
+            yield tuple(group[at : at + size])
 
 
 def run(

@@ -86,7 +86,8 @@ class Match:
     explained
         Share of the squared error that the template explains at its best scale.
     ratio
-        What is left after the template, over the limits of a healthy implementation.
+        What is left after the template, over the limits of a healthy implementation; infinite where
+        the template is not of the right size, and nothing was judged.
     left
         The same as a mean square.
     """
@@ -101,8 +102,13 @@ class Match:
     @property
     def fits(self) -> bool:
         """Whether the error is this fault and nothing else."""
+        return self.of_its_size and self.ratio <= 1.0
+
+    @property
+    def of_its_size(self) -> bool:
+        """Whether the error has as much of the fault as the fault itself."""
         near_one = abs(self.coefficient - 1.0) <= self.uncertainty
-        return near_one and self.coefficient > self.uncertainty and self.ratio <= 1.0
+        return near_one and self.coefficient > self.uncertainty
 
 
 def bound(orders: Sequence[float], templates: int, gain_factor: float, alpha: float) -> float:
@@ -182,14 +188,16 @@ def _one(scene: Scene, template: Template, count: int) -> Match | None:
     if template.orders is not None and scene.around is not None and along > length / 2.0:
         # Near enough to be this model: judged by its own noise.
         return _one(scene.around(template), replace(template, orders=None), count)
-    return Match(
+    found = Match(
         fault=template.fault,
         coefficient=along / length,
         uncertainty=bound(healthy, count, scene.gain_factor, scene.alpha) / length,
         explained=(along / size) ** 2 if size > 0 else 0.0,
-        ratio=scene.ratio(observed, expected),
+        ratio=math.inf,
         left=float((left * left).mean()),
     )
+    # To judge what is left is the dearest step, and few templates are of the right size.
+    return replace(found, ratio=scene.ratio(observed, expected)) if found.of_its_size else found
 
 
 def _length(values: Float, noise: Float | float = 1.0) -> float:
