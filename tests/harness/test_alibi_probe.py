@@ -187,7 +187,7 @@ def judged(attention: Attention, heads: int, keys: int, dtype: str) -> bool:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("keys", [64, 512])
+@pytest.mark.parametrize("keys", [64, pytest.param(512, marks=pytest.mark.long)])
 def test_alibi_in_single_precision_conforms_in_any_storage(dtype: str, keys: int) -> None:
     held = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
     slopes = reference_slopes(12, 8).numpy().astype(np.float32)
@@ -202,7 +202,7 @@ def test_alibi_rounded_to_half_precision_diverges(narrow: type) -> None:
     assert judged(faulty, 12, 512, "float16")
 
 
-@pytest.mark.parametrize("error", [1.01, 0.99])
+@pytest.mark.parametrize("error", [1.01, pytest.param(0.99, marks=pytest.mark.long)])
 def test_an_alibi_slope_off_by_a_percent_diverges(error: float) -> None:
     slopes = reference_slopes(12, 8).numpy()
     slopes[7] *= error
@@ -220,7 +220,9 @@ def test_alibi_whose_probabilities_underflow_is_far_off_but_finite() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("factor", [1 / 64, 0.25, 4.0, 8.0, 64.0])
+@pytest.mark.parametrize(
+    "factor", [0.25, 64.0, *(pytest.param(f, marks=pytest.mark.long) for f in (1 / 64, 4.0, 8.0))]
+)
 def test_a_wrong_scale_is_not_read_as_a_wrong_alibi(dtype: str, factor: float) -> None:
     """Whoever forgets the scale, applies it twice or takes another width's has a sound bias."""
     held = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}[dtype]
@@ -252,7 +254,7 @@ def test_a_missing_mask_is_not_read_as_a_wrong_alibi() -> None:
     assert judged(wrong, 12, 256, "float16")
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float16", pytest.param("bfloat16", marks=pytest.mark.long)])
 def test_a_probe_never_leaves_the_range_of_its_dtype(dtype: str) -> None:
     """The scale of a broken attention may be anything, and the probe still comes to an end."""
     slopes = reference_slopes(12, 4).numpy()

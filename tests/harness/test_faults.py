@@ -83,8 +83,15 @@ def test_the_anchor_holds(fault: Fault, checkpoint: Callable[[str], Path]) -> No
     assert anchor.changes(Planted(fault), checkpoint(fault.exposure))
 
 
+CONFINED = [fault for fault in FAULTS if fault.per_layer and fault.exposure == "trained"]
+
+
 @pytest.mark.parametrize(
-    "fault", [f for f in FAULTS if f.per_layer and f.exposure == "trained"], ids=lambda f: f.name
+    "fault",
+    [
+        pytest.param(fault, id=fault.name, marks=() if at % 10 == 0 else pytest.mark.long)
+        for at, fault in enumerate(CONFINED)
+    ],
 )
 def test_a_fault_confined_to_the_last_layer_still_changes_something(fault: Fault) -> None:
     assert anchor.changes(Planted(fault, 3), SHIPPED)

@@ -39,7 +39,7 @@ def planted(fault: str, exposed: Path, prompts: Path, record: Path) -> tuple[int
         ("alibi-sign", "alibi"),
         ("clip-qkv-ignored", "transformer.blocks.0.attn.Wqkv"),
         ("norm-1-norm-2-swapped@1", "transformer.blocks.1.norm_1"),
-        ("residual-parallel@1", "transformer.blocks.1.norm_2"),
+        pytest.param("residual-parallel@1", "transformer.blocks.1.norm_2", marks=pytest.mark.long),
         ("linear-accumulates-float16", "transformer.blocks.0.attn.Wqkv"),
         ("ids-off-by-one", "transformer.wte"),
     ],

@@ -30,7 +30,9 @@ def diagnosed(seen: Evidence, *excluded: str) -> Diagnosis:
     return diagnose(replace(seen.inquiry, excluded=frozenset(excluded)))
 
 
-@pytest.mark.parametrize("name", ["gelu-tanh@1", "alibi-sign"])
+@pytest.mark.parametrize(
+    "name", ["gelu-tanh@1", pytest.param("alibi-sign", marks=pytest.mark.long)]
+)
 def test_a_fault_is_named_and_held_out_it_is_none_of_these(
     name: str, checkpoint: Path, ids: Path
 ) -> None:
@@ -58,7 +60,10 @@ SOME_OF_A_PAST = (
 )
 
 
-@pytest.mark.parametrize("name", ["decode-sees-first-slot-only", "decode-writes-row-0"])
+@pytest.mark.parametrize(
+    "name",
+    ["decode-sees-first-slot-only", pytest.param("decode-writes-row-0", marks=pytest.mark.long)],
+)
 def test_what_shows_over_a_cache_only_is_named(
     name: str, checkpoint: Path, ids: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
