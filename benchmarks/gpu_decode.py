@@ -2,7 +2,10 @@
 
 Part of `gpu.py --decode`. Every sequence holds the same number of random keys and values, the same
 for both. The peer is PyTorch's functions over a cache of fixed size, with SDPA under a bias, whose
-whole step is one CUDA graph; the port is called as a deployment calls it, `extend` and `head`.
+whole step is one CUDA graph; the port is called as a deployment calls it, `extend` and `head`, and
+once more with these two as one CUDA graph, which this benchmark captures. The position is read on
+the device, so that one graph serves all steps: it is also replayed one token further back, and must
+give the bits of the calls.
 """
 
 from __future__ import annotations
@@ -113,9 +116,8 @@ def port(weights: Weights, raw: dict[str, Any], held: list[torch.Tensor], past: 
         for name in ("extend", "head")
     }
     batch = held[0].shape[0]
-    lengths, starts = (
-        given(torch.full((batch,), value, dtype=torch.int32, device="cuda")) for value in (past, 0)
-    )
+    places = [torch.full((batch,), v, dtype=torch.int32, device="cuda") for v in (past, 0)]
+    lengths, starts = map(given, places)
     extend, head = machine["extend"], machine["head"]
 
     def step(ids: torch.Tensor) -> torch.Tensor:
@@ -123,7 +125,39 @@ def port(weights: Weights, raw: dict[str, Any], held: list[torch.Tensor], past: 
         return torch.from_dlpack(head(stream, *parameters["head"])[-1])[:, 0]
 
     step.keep = own  # type: ignore[attr-defined]
+    step.lengths = places[0]  # type: ignore[attr-defined]
     return step
+
+
+def port_graphed(step: Any, ids: torch.Tensor) -> tuple[Step, bool]:
+    """Capture the port's step; also whether replays give the same bits at two positions."""
+    import tvm_ffi
+
+    for _ in range(3):
+        step(ids)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    # What the runtime allocates comes from its pool, which the calls before have filled.
+    with tvm_ffi.use_torch_stream(torch.cuda.graph(graph, capture_error_mode="relaxed")):
+        logits = step(ids)
+
+    def replay(_: torch.Tensor) -> torch.Tensor:
+        graph.replay()
+        return logits
+
+    # Further back a step writes over what the cache holds.
+    held = [tensor.clone() for tensor in step.keep]
+    same = True
+    for back in (0, 1):
+        step.lengths.sub_(back)
+        called = step(ids).clone()
+        graph.replay()
+        torch.cuda.synchronize()
+        same = same and torch.equal(called, logits)
+        step.lengths.add_(back)
+    for tensor, before in zip(step.keep, held, strict=True):
+        tensor.copy_(before)
+    return replay, same
 
 
 def measure(
@@ -139,8 +173,12 @@ def measure(
             ids = torch.arange(1, batch + 1, device="cuda", dtype=torch.int32)[:, None]
             exact = in_torch(weights, raw, [t.clone() for t in held], past, wide=True)(ids).float()
             copy = [t.clone() for t in held]
+            called = port(weights, raw, held, past)
+            again = port(weights, raw, held, past)
+            replayed, same = port_graphed(again, ids)
             steps = {
-                "port": port(weights, raw, held, past),
+                "port": called,
+                "port, CUDA graph": replayed,
                 "torch, static cache, CUDA graph": graphed(
                     in_torch(weights, raw, copy, past, wide=False), ids
                 ),
@@ -165,20 +203,24 @@ def measure(
                     torch.cuda.synchronize()
                     times = [start.elapsed_time(end) for start, end in marks[3:]]
                     one["milliseconds"][protocol][name] = round(statistics.median(times), 3)
-            begun = time.perf_counter()
-            for _ in range(5):
-                steps["port"](ids)
-            one["host milliseconds of the port"] = round((time.perf_counter() - begun) * 200, 2)
-            torch.cuda.synchronize()
+            one["a graph's bits are those of calls"] = same
+            one["host milliseconds"] = {}
+            for name in ("port", "port, CUDA graph"):
+                begun = time.perf_counter()
+                for _ in range(5):
+                    steps[name](ids)
+                one["host milliseconds"][name] = round((time.perf_counter() - begun) * 200, 3)
+                torch.cuda.synchronize()
             one["kernels of the port"] = profile(steps["port"], ids)
             result[f"batch {batch}, past {past}"] = one
             print(f"\ndecode, batch {batch}, {past} tokens in the cache")
             for name in steps:
                 row = ", ".join(f"{p} {one['milliseconds'][p][name]}" for p in PAUSES)
                 print(f"  {name}: {row}, error {one['relative error of logits'][name]:.2e}")
-            print(f"  host of the port: {one['host milliseconds of the port']} ms", flush=True)
+            print(f"  host: {one['host milliseconds']} ms, bits of graph and calls equal: {same}",
+                  flush=True)  # fmt: skip
             for name, kernel in list(one["kernels of the port"].items())[:10]:
                 print(f"  {kernel['microseconds']:>9} us {kernel['calls']:>4} calls  {name[:80]}")
-            del steps, held, copy
+            del steps, held, copy, called, again, replayed
             torch.cuda.empty_cache()
     return result

@@ -1,7 +1,9 @@
-// The kernels of a decode step as functions of a library; see device.hpp.
+// The kernels of a decode step, and matrix products, as functions of a library; see device.hpp.
 #include "device.hpp"
+#include "device_matrix.hpp"
 
 #include "few.cuh"
+#include "gemm.cuh"
 #include "past.cuh"
 
 namespace {
@@ -73,4 +75,55 @@ extern "C" int multiply(const half* a, const half* b, const half* residual, half
     if (m == 4) mpt::few_rows<4, half, half>(a, b, c, finish, n, k, memory, shared_bytes);
   });
   return 0;
+}
+
+// The whole product with a bias and a stream.
+extern "C" int product(half* a, half* b, const half* bias, const half* residual, half* c, int m,
+                       int n, int k, int blocks) {
+  using namespace mpt;
+  cluster_size = 2;
+  barriers.clear();
+  products.clear();
+  std::vector<std::unique_ptr<unsigned char[]>> shared;
+  bases.clear();
+  for (int i = 0; i < blocks; ++i) {
+    shared.emplace_back(new unsigned char[SHARED_BYTES + 1024]);
+    std::memset(shared.back().get(), 0x7e, SHARED_BYTES + 1024);
+    const auto address = reinterpret_cast<uintptr_t>(shared.back().get());
+    bases.push_back(reinterpret_cast<unsigned char*>((address + 1023) / 1024 * 1024));
+  }
+  const auto map = [](half* data, int width, int height, int rows) {
+    return Map{reinterpret_cast<unsigned char*>(data), width, height, 2, 64, rows};
+  };
+  const Map of_a = map(a, k, m, 128), of_half = map(a, k, m, 64), of_b = map(b, k, n, 128);
+  const Map of_part = map(b, k, n, 32), of_c = map(c, n, m, 64);
+  const auto u = [](const Map& map) { return reinterpret_cast<u64>(&map); };
+  launch(blocks, 384, [&] {
+    gemm<half, half, true, false, false, true>(u(of_a), u(of_half), u(of_b), u(of_part), u(of_c), a, b,
+                                               c, bias, residual, m, n, k, 0.0f,
+                                               bases[current->block]);
+  });
+  return 0;
+}
+
+// What the clusters of a device do with a grid of tiles: the most that one of them has to do, in half
+// tiles, or -1 if a tile is done twice or never; and the time that is expected, in the same.
+extern "C" int schedule(int full, int rest, int columns, int clusters, int* expected) {
+  std::map<std::pair<int, int>, int> done;
+  int longest = 0;
+  for (int cluster = 0; cluster < clusters; ++cluster) {
+    const mpt::Tiles tiles{cluster, clusters, full, rest, columns};
+    int row, column, time = 0;
+    for (int i = 0; tiles.at(i, row, column); ++i) {
+      if (row < 0 || row >= full + rest || column < 0 || column >= columns) return -1;
+      ++done[{row, column}];
+      time += row < full ? 2 : 1;
+    }
+    longest = max(longest, time);
+  }
+  *expected = mpt::Tiles{0, clusters, full, rest, columns}.time(2);
+  for (const auto& tile : done) {
+    if (tile.second != 1) return -1;
+  }
+  return static_cast<int>(done.size()) == (full + rest) * columns ? longest : -1;
 }

@@ -22,6 +22,7 @@ struct float2 { float x, y; };
 struct float3 { float x, y, z; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct dim3_ { int x, y, z; };
+inline float __fdividef(float x, float y) { return x / y; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
@@ -136,21 +137,43 @@ inline float load_from(const float* p, u32 rank) {
   return theirs[p - mine.data()];
 }
 
-// A barrier in shared memory: its phase, and how many bytes are still under way.
-inline void barrier_init(u64* barrier, u32) { *barrier = 0; }
+// A barrier in shared memory: who is still to arrive, how many bytes are under way, and its phase.
+struct Barrier {
+  u32 arrivals, missing, phase = 0;
+  long long bytes = 0;
+  void settle() {
+    if (missing || bytes) return;
+    missing = arrivals;
+    phase ^= 1;
+  }
+};
+inline std::map<u64*, Barrier> barriers;
+inline void barrier_init(u64* barrier, u32 arrivals) { barriers[barrier] = {arrivals, arrivals}; }
 inline void fence_barrier_init() {}
-inline void barrier_expect(u64* barrier, u32 bytes) { *barrier += u64(bytes) << 1; }
+inline void barrier_arrive(u64* barrier) {
+  Barrier& b = barriers.at(barrier);
+  if (!b.missing--) std::abort();
+  b.settle();
+}
+inline void barrier_expect(u64* barrier, u32 bytes) {
+  barriers.at(barrier).bytes += bytes;
+  barrier_arrive(barrier);
+}
+inline void barrier_wait(u64* barrier, u32 parity) {
+  while (barriers.at(barrier).phase == parity) give_way();
+}
+inline void arrived(u64* barrier, u32 bytes) {
+  Barrier& b = barriers.at(barrier);
+  b.bytes -= bytes;
+  b.settle();
+}
 inline void load_bytes(void* to, const void* from, u32 bytes, u64* barrier) {
   if (bytes % 16 || reinterpret_cast<uintptr_t>(to) % 16 || reinterpret_cast<uintptr_t>(from) % 16) {
     std::fprintf(stderr, "a copy that the device refuses\n");
     std::abort();
   }
   std::memcpy(to, from, bytes);
-  *barrier -= u64(bytes) << 1;
-  if (*barrier >> 1 == 0) *barrier ^= 1;
-}
-inline void barrier_wait(u64* barrier, u32 parity) {
-  while ((*barrier & 1) == parity) give_way();
+  arrived(barrier, bytes);
 }
 
 template <typename T>

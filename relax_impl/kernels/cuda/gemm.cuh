@@ -1,9 +1,11 @@
 // C[m, n] = finish(A[m, k] . B[n, k]^T), accumulated in float32 and rounded once.
 //
-// Two blocks of a cluster share the rows of B: each fetches half of them for both. In a block one
-// thread keeps a ring of stages filled, and two warpgroups multiply 64 rows each by up to 256 rows of
-// B. Finished tiles leave by way of shared memory. Tails in m, n and k are zeros on the way in and
-// cut off on the way out, by the copies themselves. Up to four rows of A go another way.
+// The two blocks of a cluster share what both need: with many rows those of B, of which each fetches
+// half for both; with few rows those of A, while each has columns of its own. In a block one thread
+// keeps a ring of stages filled, and two warpgroups multiply 64 rows each by up to 256 rows of B; one
+// whose rows lie beyond the end does nothing. Finished tiles leave by way of shared memory. Tails in
+// m, n and k are zeros on the way in and cut off on the way out, by the copies themselves. Up to four
+// rows of A go another way.
 namespace mpt {
 
 constexpr int TILE_M = 128, TILE_K = 64, MOST_STAGES = 8;
@@ -76,36 +78,83 @@ __device__ __forceinline__ void place(unsigned char* box, int row, int byte, flo
 // ---- many rows ---------------------------------------------------------------------------------
 
 // Width of a tile and depth of the ring that goes with it. Narrow tiles use the matrix unit less well,
-// but where there are few tiles they keep more multiprocessors busy.
-template <int WIDTH, int DEPTH>
+// but where there are few tiles they keep more multiprocessors busy. TIME is that of a tile whose two
+// warpgroups both work, by rough measurement; one alone takes about half.
+template <int WIDTH, int DEPTH, int TIME>
 struct Shape {
-  static constexpr int TILE_N = WIDTH, STAGES = DEPTH, B_BYTES = WIDTH * TILE_K * 2;
+  static constexpr int TILE_N = WIDTH, STAGES = DEPTH, COST = TIME, B_BYTES = WIDTH * TILE_K * 2;
   static_assert(STAGES * (A_BYTES + B_BYTES) + 2 * STAGES * 8 <= RING_BYTES, "too much");
 };
 
-using Wide = Shape<256, 4>;
-using Middle = Shape<128, 6>;
-using Narrow = Shape<64, 8>;
+using Wide = Shape<256, 4, 256>;
+using Middle = Shape<128, 6, 150>;
+using Third = Shape<96, 6, 120>;
+using Narrow = Shape<64, 8, 110>;
+using Thin = Shape<32, 8, 80>;
+
+// Which tiles a cluster takes, one after another: first those of full rows, then what is left of the
+// last rows, at most 64. Such a rest takes half the time, so that clusters with one full tile less
+// than others begin with two of them.
+struct Tiles {
+  int cluster, clusters, full, rest, columns;
+
+  // The `i`-th tile of this cluster, or false if it has fewer.
+  __device__ __forceinline__ bool at(int i, int& row, int& column) const {
+    const int all = full * columns, more = all % clusters, spare = more ? clusters - more : 0;
+    const int mine = cluster < all ? (all - cluster + clusters - 1) / clusters : 0;
+    if (i < mine) {
+      const int tile = cluster + i * clusters;
+      row = tile % full;
+      column = tile / full;
+      return true;
+    }
+    row = full;
+    i -= mine;
+    if (spare && cluster >= more) {
+      column = i < 2 ? cluster - more + i * spare : 2 * spare + cluster + (i - 2) * clusters;
+    } else {
+      column = 2 * spare + cluster + i * clusters;
+    }
+    return rest && column < columns;
+  }
+
+  // Time until the last cluster is done, if a full tile takes `cost`.
+  __device__ __forceinline__ int time(int cost) const {
+    const int all = full * columns, halves = 2 * all + (rest ? columns : 0);
+    const int even = (halves + clusters - 1) / clusters, least = (all + clusters - 1) / clusters;
+    return max(even, 2 * least) * cost / 2;
+  }
+};
 
 // What all warpgroups know of the problem.
 struct Problem {
-  int m, n, k, rank, rows;
+  int m, n, k, rank;
   unsigned char* shared;
 
-  template <typename S>
-  __device__ __forceinline__ int tiles() const {
-    return rows * ((n + S::TILE_N - 1) / S::TILE_N);
+  // Rows that the tiles of a cluster cover together.
+  __device__ __forceinline__ static int height(bool share_a) {
+    return share_a ? TILE_M : 2 * TILE_M;
   }
 
-  // Time by rough measurement: that of a wide tile is 256.
   template <typename S>
-  __device__ __forceinline__ int cost(int tile) const {
-    const int clusters = gridDim.x / 2;
-    return (tiles<S>() + clusters - 1) / clusters * tile;
+  __device__ __forceinline__ Tiles tiles(bool share_a) const {
+    const int width = share_a ? 2 * S::TILE_N : S::TILE_N, left = m % height(share_a);
+    const int full = m / height(share_a) + (left > 64);
+    return Tiles{static_cast<int>(blockIdx.x / 2), static_cast<int>(gridDim.x / 2), full,
+                 left > 0 && left <= 64, (n + width - 1) / width};
   }
 
-  __device__ __forceinline__ int first_row(int tile) const {
-    return (tile % rows * 2 + rank) * TILE_M;
+  template <typename S>
+  __device__ __forceinline__ int time(bool share_a) const {
+    return tiles<S>(share_a).time(S::COST);
+  }
+
+  __device__ __forceinline__ int first_row(bool share_a, int row) const {
+    return share_a ? row * TILE_M : (row * 2 + rank) * TILE_M;
+  }
+  template <typename S>
+  __device__ __forceinline__ int first_column(bool share_a, int column) const {
+    return (share_a ? column * 2 + rank : column) * S::TILE_N;
   }
 
   __device__ __forceinline__ unsigned char* boxes() const { return shared; }
@@ -120,38 +169,83 @@ struct Problem {
   __device__ __forceinline__ u64* empty() const { return full() + MOST_STAGES; }
 };
 
-template <typename S>
-__device__ __forceinline__ void fetch(const Problem& p, u64 a_map, u64 b_map, u64 b_narrow_map) {
+// How the copy engine is told of A and B: boxes of 128 rows, and of fewer.
+struct Maps {
+  u64 a, a_half, b, b_part;  // 128, 64, 128 and 32 rows
+};
+
+// Fill the ring with what the tiles of this cluster need, one tile after another.
+template <typename S, bool SHARE_A>
+__device__ __forceinline__ void fetch(const Problem& p, const Maps& maps) {
+  constexpr int OWN = SHARE_A ? S::TILE_N : S::TILE_N / 2;  // rows of B that this block asks for
+  constexpr int PART = OWN % 128 == 0 ? 128 : 32;
+  static_assert(OWN % PART == 0, "whole boxes");
   Ring<S::STAGES> ring;
+  const Tiles tiles = p.tiles<S>(SHARE_A);
   const int steps = (p.k + TILE_K - 1) / TILE_K;
-  for (int tile = blockIdx.x / 2; tile < p.tiles<S>(); tile += gridDim.x / 2) {
-    const int m0 = p.first_row(tile), n0 = tile / p.rows * S::TILE_N;
+  int row, column;
+  for (int i = 0; tiles.at(i, row, column); ++i) {
+    const int m0 = p.first_row(SHARE_A, row), n0 = p.first_column<S>(SHARE_A, column);
+    // The last rows are those of the first warpgroup of the first block alone.
+    const bool rest = row == tiles.full;
+    const u32 a_bytes = !rest ? A_BYTES : SHARE_A || p.rank == 0 ? A_BYTES / 2 : 0;
     for (int step = 0; step < steps; ++step, ring.advance()) {
       u64* barrier = p.full() + ring.stage;
+      unsigned char *a = p.a() + ring.stage * A_BYTES, *b = p.b<S>() + ring.stage * S::B_BYTES;
+      const int x = step * TILE_K;
       barrier_wait(p.empty() + ring.stage, ring.phase ^ 1);
-      barrier_expect(barrier, A_BYTES + S::B_BYTES);
-      load_box(p.a() + ring.stage * A_BYTES, a_map, step * TILE_K, m0, barrier);
-      constexpr int HALF = S::TILE_N / 2, ROWS = HALF == 128 ? 128 : 32;
+      barrier_expect(barrier, a_bytes + S::B_BYTES);
+      if (SHARE_A) {
+        if (!rest || p.rank == 0) {
+          const int half = p.rank * (TILE_M / 2);
+          load_box_everywhere(a + half * 128, maps.a_half, x, m0 + half, barrier, 3);
+        }
+      } else if (!rest) {
+        load_box(a, maps.a, x, m0, barrier);
+      } else if (p.rank == 0) {
+        load_box(a, maps.a_half, x, m0, barrier);
+      }
 #pragma unroll
-      for (int row = 0; row < HALF; row += ROWS) {
-        load_box_everywhere(
-            p.b<S>() + ring.stage * S::B_BYTES + (p.rank * HALF + row) * 128,
-            ROWS == 128 ? b_map : b_narrow_map, step * TILE_K, n0 + p.rank * HALF + row, barrier, 3);
+      for (int part = 0; part < OWN; part += PART) {
+        const u64 map = PART == 128 ? maps.b : maps.b_part;
+        if (SHARE_A) {
+          load_box(b + part * 128, map, x, n0 + part, barrier);
+        } else {
+          const int at = p.rank * OWN + part;
+          load_box_everywhere(b + at * 128, map, x, n0 + at, barrier, 3);
+        }
       }
     }
   }
 }
 
+// Let the other warpgroups go on where this one has no rows.
+template <typename S>
+__device__ __forceinline__ void pass(const Problem& p, Ring<S::STAGES>& ring, int steps, int thread) {
+  for (int step = 0; step < steps; ++step, ring.advance()) {
+    barrier_wait(p.full() + ring.stage, ring.phase);
+    if (thread < 2) barrier_arrive_at(p.empty() + ring.stage, thread);
+  }
+}
+
 template <typename S, typename T, typename Out, typename F>
-__device__ __forceinline__ void multiply(const Problem& p, const F& finish, u64 c_map) {
+__device__ __forceinline__ void multiply(const Problem& p, const F& finish, Out* out, u64 c_map,
+                                         bool share_a) {
   Ring<S::STAGES> ring;
+  const Tiles tiles = p.tiles<S>(share_a);
   const int group = threadIdx.x / 128, thread = threadIdx.x % 128;
   const int warp = thread / 32, lane = thread % 32, steps = (p.k + TILE_K - 1) / TILE_K;
   const u64 a = descriptor(p.a() + (group - 1) * (A_BYTES / 2)), b = descriptor(p.b<S>());
   unsigned char* boxes = p.boxes() + (group - 1) * 2 * BOX_BYTES;
   float acc[S::TILE_N / 2];
-  for (int tile = blockIdx.x / 2; tile < p.tiles<S>(); tile += gridDim.x / 2) {
-    const int m0 = p.first_row(tile) + (group - 1) * 64, n0 = tile / p.rows * S::TILE_N;
+  int row_tile, column_tile;
+  for (int i = 0; tiles.at(i, row_tile, column_tile); ++i) {
+    const int m0 = p.first_row(share_a, row_tile) + (group - 1) * 64;
+    const int n0 = p.first_column<S>(share_a, column_tile);
+    if (m0 >= p.m) {
+      pass<S>(p, ring, steps, thread);
+      continue;
+    }
     int previous = 0;
     for (int step = 0; step < steps; ++step, ring.advance()) {
       barrier_wait(p.full() + ring.stage, ring.phase);
@@ -174,35 +268,61 @@ __device__ __forceinline__ void multiply(const Problem& p, const F& finish, u64 
 
     constexpr int WIDTH = 128 / sizeof(Out);  // columns of a box
     const int row = warp * 16 + lane / 4, column = n0 + lane % 4 * 2;
+    if constexpr (S::TILE_N % WIDTH) {
+      // No whole number of boxes: such tiles are for few rows, which may leave as they are.
 #pragma unroll
-    for (int box = 0; box < S::TILE_N / WIDTH; ++box) {
-      unsigned char* to = boxes + box % 2 * BOX_BYTES;
-      u32 addends[WIDTH / 4];
-#pragma unroll
-      for (int i = 0; i < WIDTH / 4; ++i) {
-        addends[i] = finish.load(m0 + row + i % 2 * 8, column + box * WIDTH + i / 2 * 8);
+      for (int j = 0; j < S::TILE_N / 4; ++j) {
+        const int r = m0 + row + j % 2 * 8, c = column + j / 2 * 8;
+        if (r >= p.m || c >= p.n) continue;
+        const float2 value = finish(acc[j * 2], acc[j * 2 + 1], finish.load(r, c), c);
+        *reinterpret_cast<u32*>(out + static_cast<size_t>(r) * p.n + c) =
+            Pair<T>::round(value.x, value.y);
       }
-      // One box is all that a narrow tile has: then no store may still read it.
-      if (thread == 0) store_wait_read<(S::TILE_N > WIDTH ? 1 : 0)>();
-      group_sync(group);
+    } else {
 #pragma unroll
-      for (int i = 0; i < WIDTH / 4; ++i) {
-        const int at = (box * (WIDTH / 8) + i / 2) * 4 + i % 2 * 2;
-        float2 value = finish(acc[at], acc[at + 1], addends[i], column + box * WIDTH + i / 2 * 8);
-        place<T, Out>(to, row + i % 2 * 8, (i / 2 * 8 + lane % 4 * 2) * sizeof(Out), value);
+      for (int box = 0; box < S::TILE_N / WIDTH; ++box) {
+        unsigned char* to = boxes + box % 2 * BOX_BYTES;
+        u32 addends[WIDTH / 4];
+#pragma unroll
+        for (int i = 0; i < WIDTH / 4; ++i) {
+          addends[i] = finish.load(m0 + row + i % 2 * 8, column + box * WIDTH + i / 2 * 8);
+        }
+        // After an odd number of boxes the next tile begins with the one that is still on its way.
+        if (thread == 0) store_wait_read<(S::TILE_N / WIDTH % 2 ? 0 : 1)>();
+        group_sync(group);
+#pragma unroll
+        for (int i = 0; i < WIDTH / 4; ++i) {
+          const int at = (box * (WIDTH / 8) + i / 2) * 4 + i % 2 * 2;
+          float2 value = finish(acc[at], acc[at + 1], addends[i], column + box * WIDTH + i / 2 * 8);
+          place<T, Out>(to, row + i % 2 * 8, (i / 2 * 8 + lane % 4 * 2) * sizeof(Out), value);
+        }
+        fence_async();
+        group_sync(group);
+        if (thread == 0) store_box(c_map, to, n0 + box * WIDTH, m0);
       }
-      fence_async();
-      group_sync(group);
-      if (thread == 0) store_box(c_map, to, n0 + box * WIDTH, m0);
     }
   }
   if (thread == 0) store_wait();
 }
 
+// The tiles that are done first: number in this list, of which the first three share B.
+__device__ __forceinline__ int choice(const Problem& p) {
+  const int times[] = {p.time<Wide>(false), p.time<Middle>(false), p.time<Narrow>(false),
+                       p.time<Wide>(true),  p.time<Middle>(true),  p.time<Third>(true),
+                       p.time<Thin>(true)};
+  int best = 0;
+#pragma unroll
+  for (int i = 1; i < 7; ++i) {
+    if (times[i] < times[best]) best = i;
+  }
+  return best;
+}
+
 template <typename T, typename Out, bool BIAS, bool CLIP, bool GELU, bool RESIDUAL>
-__device__ __forceinline__ void gemm(u64 a_map, u64 b_map, u64 b_narrow_map, u64 c_map, const T* x,
-                                     const T* weight, Out* out, const T* bias, const T* residual,
-                                     int m, int n, int k, float limit, unsigned char* shared) {
+__device__ __forceinline__ void gemm(u64 a_map, u64 a_half_map, u64 b_map, u64 b_part_map, u64 c_map,
+                                     const T* x, const T* weight, Out* out, const T* bias,
+                                     const T* residual, int m, int n, int k, float limit,
+                                     unsigned char* shared) {
   const Finish<T, BIAS, CLIP, GELU, RESIDUAL> finish{bias, residual, limit, m, n};
   if (m <= FEW && few_stages(m, k, SHARED_BYTES) >= FEWEST_STAGES) {
     if (m == 1) few_rows<1, T, Out>(x, weight, out, finish, n, k, shared, SHARED_BYTES);
@@ -211,10 +331,9 @@ __device__ __forceinline__ void gemm(u64 a_map, u64 b_map, u64 b_narrow_map, u64
     if (m == 4) few_rows<4, T, Out>(x, weight, out, finish, n, k, shared, SHARED_BYTES);
     return;
   }
-  const int rows = (m + 2 * TILE_M - 1) / (2 * TILE_M);
-  const Problem p{m, n, k, static_cast<int>(cluster_rank()), rows, shared};
-  const int wide = p.cost<Wide>(256), middle = p.cost<Middle>(150), narrow = p.cost<Narrow>(110);
-  const bool is_wide = wide <= min(middle, narrow), is_middle = middle <= narrow;
+  const Problem p{m, n, k, static_cast<int>(cluster_rank()), shared};
+  const int chosen = choice(p);
+  const bool share_a = chosen >= 3;
   if (threadIdx.x == 0) {
     for (int i = 0; i < MOST_STAGES; ++i) {
       barrier_init(p.full() + i, 1);
@@ -226,23 +345,22 @@ __device__ __forceinline__ void gemm(u64 a_map, u64 b_map, u64 b_narrow_map, u64
   if (threadIdx.x < 128) {
     fewer_registers<40>();
     if (threadIdx.x == 0) {
-      if (is_wide) {
-        fetch<Wide>(p, a_map, b_map, b_narrow_map);
-      } else if (is_middle) {
-        fetch<Middle>(p, a_map, b_map, b_narrow_map);
-      } else {
-        fetch<Narrow>(p, a_map, b_map, b_narrow_map);
-      }
+      const Maps maps{a_map, a_half_map, b_map, b_part_map};
+      if (chosen == 0) fetch<Wide, false>(p, maps);
+      if (chosen == 1) fetch<Middle, false>(p, maps);
+      if (chosen == 2) fetch<Narrow, false>(p, maps);
+      if (chosen == 3) fetch<Wide, true>(p, maps);
+      if (chosen == 4) fetch<Middle, true>(p, maps);
+      if (chosen == 5) fetch<Third, true>(p, maps);
+      if (chosen == 6) fetch<Thin, true>(p, maps);
     }
   } else {
     more_registers<232>();
-    if (is_wide) {
-      multiply<Wide, T, Out>(p, finish, c_map);
-    } else if (is_middle) {
-      multiply<Middle, T, Out>(p, finish, c_map);
-    } else {
-      multiply<Narrow, T, Out>(p, finish, c_map);
-    }
+    if (chosen == 0 || chosen == 3) multiply<Wide, T, Out>(p, finish, out, c_map, share_a);
+    if (chosen == 1 || chosen == 4) multiply<Middle, T, Out>(p, finish, out, c_map, share_a);
+    if (chosen == 2) multiply<Narrow, T, Out>(p, finish, out, c_map, false);
+    if (chosen == 5) multiply<Third, T, Out>(p, finish, out, c_map, true);
+    if (chosen == 6) multiply<Thin, T, Out>(p, finish, out, c_map, true);
   }
   cluster_sync();  // nobody leaves while a neighbour still arrives at its barriers
 }

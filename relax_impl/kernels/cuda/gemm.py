@@ -13,8 +13,8 @@ from relax_impl.kernels.cuda.maps import ENCODE, ITEM_BYTES, tensor_map
 from relax_impl.kernels.cuda.source import C_TYPES, source
 
 TILE_M, TILE_K = 128, 64
-WIDE_ROWS, NARROW_ROWS = 128, 32
-"""Rows of a weight that are fetched at once: half of a wide tile, or a part of a narrower one."""
+HALF_ROWS, WIDE_ROWS, PART_ROWS = 64, 128, 32
+"""Rows that are fetched at once: half of a tile of x, and of a weight many or few."""
 BLOCKS = 132
 """Multiprocessors of an H100 SXM; with fewer, blocks wait for their turn."""
 SHARED = 4 * (TILE_M + 256) * TILE_K * 2 + 2 * 8 * 8 + 4 * 64 * 128
@@ -87,13 +87,17 @@ class Gemm:
             out = T.match_buffer(out_, (B, S, N), out_dtype, align=16)
             x_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(ENCODE, x_map, *tensor_map(dtype, x.data, (K, B * S), (TILE_K, TILE_M)))
+            half_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+            T.call_packed(
+                ENCODE, half_map, *tensor_map(dtype, x.data, (K, B * S), (TILE_K, HALF_ROWS))
+            )
             weight_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(
                 ENCODE, weight_map, *tensor_map(dtype, weight.data, (K, N), (TILE_K, WIDE_ROWS))
             )
-            narrow_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+            part_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(
-                ENCODE, narrow_map, *tensor_map(dtype, weight.data, (K, N), (TILE_K, NARROW_ROWS))
+                ENCODE, part_map, *tensor_map(dtype, weight.data, (K, N), (TILE_K, PART_ROWS))
             )
             out_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(ENCODE, out_map, *tensor_map(out_dtype, out.data, (N, B * S), (box, 64)))
@@ -108,8 +112,9 @@ class Gemm:
                 T.cuda.func_call(
                     function,
                     T.address_of(x_map),
+                    T.address_of(half_map),
                     T.address_of(weight_map),
-                    T.address_of(narrow_map),
+                    T.address_of(part_map),
                     T.address_of(out_map),
                     x.data,
                     weight.data,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 C_TYPES = {"float16": "half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 PTX_TYPES = {"float16": "f16", "bfloat16": "bf16"}
-TILES_N = (64, 128, 256)
+TILES_N = (32, 64, 96, 128, 256)
 KEYS = 128
 FILES = ("few.cuh", "gemm.cuh", "norm.cuh", "attention.cuh", "past.cuh")
 """In the order of their use, after ``hopper.cuh`` and the matrix products."""
