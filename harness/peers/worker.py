@@ -105,10 +105,16 @@ def _serve(line: Connection) -> None:
             forget()
             continue
         name, feature, dtype, folder = question
+        answer: Cell | Exception
         try:
             with warnings.catch_warnings():
                 # Of the peers' own libraries, about themselves.
                 warnings.simplefilter("ignore")
-                line.send(ask(name, feature_of(feature), dtype, folder, lambda text: None))
+                answer = ask(name, feature_of(feature), dtype, folder, lambda text: None)
         except Exception as error:
-            line.send(error)
+            answer = error
+        try:
+            line.send(answer)
+        except OSError:
+            # Whoever asked was ended meanwhile.
+            return

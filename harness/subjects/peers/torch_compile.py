@@ -18,6 +18,8 @@ def _build(module: Any, example: Any) -> Run:
 
 def load(checkpoint: Path, *, dtype: str, target: str) -> GraphSubject:
     """Make the subject; ``target`` is not used."""
+    # What was compiled for the models before this one counts towards a limit.
+    torch.compiler.reset()
     # Inductor computes in float32 between two buffers, and keeps the scores wide up to the softmax.
     rounding = Rounding()
     return GraphSubject(checkpoint, dtype, "torch-compile-cpu", _build, rounding)
