@@ -3,8 +3,8 @@
     python benchmarks/comparator.py [--rows ROWS] [--columns COLUMNS] [--output FILE]
 
 Compared are the first look, which proves conformance in float32 with a bound on its own error, and
-the exact statistics in float64, which are computed when something comes close to its limit. Beside them
-what others call a comparison, one bound on every element.
+the exact statistics in float64, which are computed when something comes close to its limit. Beside
+them what others call a comparison, one bound on every element.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def main() -> None:
     slack = "\n".join(bounds)
     text = f"""# What a comparison costs
 
-{options.rows} x {options.columns} float16 logits, one core, processor time, the quickest of {options.times}; million
-elements of the subject a second, and of all tensors that are looked at.
+{options.rows} x {options.columns} float16 logits, one core, processor time, the quickest of
+{options.times}; million elements of the subject a second, and of all tensors that are looked at.
 
 | | tensors | of the subject | of all |
 |---|---|---|---|
