@@ -2,7 +2,9 @@
 #include "device.hpp"
 #include "device_matrix.hpp"
 
+#include "finish.cuh"
 #include "few.cuh"
+#include "tiles.cuh"
 #include "gemm.cuh"
 #include "past.cuh"
 
@@ -95,35 +97,19 @@ extern "C" int product(half* a, half* b, const half* bias, const half* residual,
   const auto map = [](half* data, int width, int height, int rows) {
     return Map{reinterpret_cast<unsigned char*>(data), width, height, 2, 64, rows};
   };
+  const Map of_few = map(a, k, m, 8);
   const Map of_a = map(a, k, m, 128), of_half = map(a, k, m, 64), of_b = map(b, k, n, 128);
   const Map of_part = map(b, k, n, 32), of_c = map(c, n, m, 64);
   const auto u = [](const Map& map) { return reinterpret_cast<u64>(&map); };
   launch(blocks, 384, [&] {
-    gemm<half, half, true, false, false, true>(u(of_a), u(of_half), u(of_b), u(of_part), u(of_c), a, b,
-                                               c, bias, residual, m, n, k, 0.0f,
-                                               bases[current->block]);
+    gemm<half, half, true, false, false, true>(u(of_a), u(of_half), u(of_few), u(of_b), u(of_part),
+                                               u(of_c), a, b, c, bias, residual, m, n, k, blocks,
+                                               0.0f, bases[current->block]);
   });
   return 0;
 }
 
-// What the clusters of a device do with a grid of tiles: the most that one of them has to do, in half
-// tiles, or -1 if a tile is done twice or never; and the time that is expected, in the same.
-extern "C" int schedule(int full, int rest, int columns, int clusters, int* expected) {
-  std::map<std::pair<int, int>, int> done;
-  int longest = 0;
-  for (int cluster = 0; cluster < clusters; ++cluster) {
-    const mpt::Tiles tiles{cluster, clusters, full, rest, columns};
-    int row, column, time = 0;
-    for (int i = 0; tiles.at(i, row, column); ++i) {
-      if (row < 0 || row >= full + rest || column < 0 || column >= columns) return -1;
-      ++done[{row, column}];
-      time += row < full ? 2 : 1;
-    }
-    longest = max(longest, time);
-  }
-  *expected = mpt::Tiles{0, clusters, full, rest, columns}.time(2);
-  for (const auto& tile : done) {
-    if (tile.second != 1) return -1;
-  }
-  return static_cast<int>(done.size()) == (full + rest) * columns ? longest : -1;
+// Number of the shape that is chosen.
+extern "C" int chosen(int m, int n, int k, int blocks) {
+  return mpt::choice(mpt::Problem{m, n, k, 0, 0, blocks / 2, nullptr});
 }

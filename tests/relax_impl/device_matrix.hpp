@@ -22,6 +22,9 @@ P* at_neighbour(P* p, u32 rank) {
 }
 
 inline void barrier_arrive_at(u64* barrier, u32 rank) { barrier_arrive(at_neighbour(barrier, rank)); }
+inline void barrier_hand_over(u64* barrier, u32 rank) { barrier_arrive_at(barrier, rank); }
+inline void barrier_take_over(u64* barrier, u32 parity) { barrier_wait(barrier, parity); }
+inline void store_at(float* p, u32 rank, float value) { *at_neighbour(p, rank) = value; }
 
 // Rows of 128 bytes: 16 byte pieces change places with the number of the row.
 inline unsigned char* swizzled(unsigned char* linear) {

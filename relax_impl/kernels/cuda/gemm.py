@@ -13,12 +13,12 @@ from relax_impl.kernels.cuda.maps import ENCODE, ITEM_BYTES, tensor_map
 from relax_impl.kernels.cuda.source import C_TYPES, source
 
 TILE_M, TILE_K = 128, 64
-HALF_ROWS, WIDE_ROWS, PART_ROWS = 64, 128, 32
-"""Rows that are fetched at once: half of a tile of x, and of a weight many or few."""
+HALF_ROWS, FEW_ROWS, WIDE_ROWS, PART_ROWS = 64, 8, 128, 32
+"""Rows that are fetched at once: half of a tile of x or a few, and of a weight many or few."""
 BLOCKS = 132
 """Multiprocessors of an H100 SXM; with fewer, blocks wait for their turn."""
-SHARED = 4 * (TILE_M + 256) * TILE_K * 2 + 2 * 8 * 8 + 4 * 64 * 128
-"""Ring of operands, its barriers, and boxes of results; as in ``gemm.cuh``."""
+SHARED = 4 * (TILE_M + 256) * TILE_K * 2 + 2 * 8 * 8 + 4 * 64 * 128 + 64
+"""Ring of operands, its barriers, and boxes of results; as in ``tiles.cuh``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,10 @@ class Gemm:
             T.call_packed(
                 ENCODE, half_map, *tensor_map(dtype, x.data, (K, B * S), (TILE_K, HALF_ROWS))
             )
+            few_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
+            T.call_packed(
+                ENCODE, few_map, *tensor_map(dtype, x.data, (K, B * S), (TILE_K, FEW_ROWS))
+            )
             weight_map: T.let[T.handle("tensormap")] = T.tvm_stack_alloca("tensormap", 1)
             T.call_packed(
                 ENCODE, weight_map, *tensor_map(dtype, weight.data, (K, N), (TILE_K, WIDE_ROWS))
@@ -113,6 +117,7 @@ class Gemm:
                     function,
                     T.address_of(x_map),
                     T.address_of(half_map),
+                    T.address_of(few_map),
                     T.address_of(weight_map),
                     T.address_of(part_map),
                     T.address_of(out_map),
@@ -124,6 +129,7 @@ class Gemm:
                     B * S,
                     N,
                     K,
+                    BLOCKS,
                     T.float32(limit),
                     shared.ptr_to([0]),
                     source_code=code,

@@ -45,6 +45,31 @@ __device__ __forceinline__ void barrier_arrive_at(u64* barrier, u32 rank) {
       : "memory");
 }
 
+// Arrive at another block's barrier once that block may see what this thread has stored there, ...
+__device__ __forceinline__ void barrier_hand_over(u64* barrier, u32 rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
+// ... and wait for that.
+__device__ __forceinline__ void barrier_take_over(u64* barrier, u32 parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
 __device__ __forceinline__ void barrier_wait(u64* barrier, u32 parity) {
   asm volatile(
       "{\n"
@@ -90,6 +115,18 @@ __device__ __forceinline__ float load_from(const float* p, u32 rank) {
       : "r"(shared_address(p)), "r"(rank)
       : "memory");
   return value;
+}
+
+// Store in another block of the cluster at the place where this one has `p`.
+__device__ __forceinline__ void store_at(float* p, u32 rank, float value) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "st.shared::cluster.f32 [remote], %2;\n"
+      "}" ::"r"(shared_address(p)),
+      "r"(rank), "f"(value)
+      : "memory");
 }
 
 // A barrier of the 128 threads of one warpgroup; `name` is 1 to 15.

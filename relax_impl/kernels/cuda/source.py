@@ -7,9 +7,11 @@ from pathlib import Path
 
 C_TYPES = {"float16": "half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 PTX_TYPES = {"float16": "f16", "bfloat16": "bf16"}
-TILES_N = (32, 64, 96, 128, 256)
+TILES_N = (64, 128, 256)
 KEYS = 128
-FILES = ("few.cuh", "gemm.cuh", "norm.cuh", "attention.cuh", "past.cuh")
+FILES = (
+    "finish.cuh", "few.cuh", "tiles.cuh", "gemm.cuh", "norm.cuh", "attention.cuh", "past.cuh",
+)  # fmt: skip
 """In the order of their use, after ``hopper.cuh`` and the matrix products."""
 HEAD_DIMS = tuple(range(16, 129, 16))
 """Features of a head that the attention kernel is written for."""
