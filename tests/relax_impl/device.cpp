@@ -1,4 +1,4 @@
-// The kernels of a decode step, and matrix products, as functions of a library; see device.hpp.
+// The kernels of a decode step, norms and matrix products, as functions of a library; see device.hpp.
 #include "device.hpp"
 #include "device_matrix.hpp"
 
@@ -6,6 +6,7 @@
 #include "few.cuh"
 #include "tiles.cuh"
 #include "gemm.cuh"
+#include "norm.cuh"
 #include "past.cuh"
 
 namespace {
@@ -112,4 +113,26 @@ extern "C" int product(half* a, half* b, const half* bias, const half* residual,
 // Number of the shape that is chosen.
 extern "C" int chosen(int m, int n, int k, int blocks) {
   return mpt::choice(mpt::Problem{m, n, k, 0, 0, blocks / 2, nullptr});
+}
+
+// One block at a time, for what a block shares is here shared by all.
+template <int WIDTH>
+void rows_of(const half* x, const half* weight, const half* bias, half* out, int rows) {
+  const int each = WIDTH < mpt::LONG_ROW ? mpt::NORM_WARPS : 1;
+  for (int first = 0; first < rows; first += each) {
+    launch(1, mpt::NORM_WARPS * 32, [&] {
+      mpt::norm<half, WIDTH, false, true>(x + first * WIDTH, weight, bias, out + first * WIDTH,
+                                          min(each, rows - first), 1e-5f);
+    });
+  }
+}
+
+extern "C" int normalise(const half* x, const half* weight, const half* bias, half* out, int rows,
+                         int width) {
+  if (width == 96) rows_of<96>(x, weight, bias, out, rows);
+  else if (width == 1000) rows_of<1000>(x, weight, bias, out, rows);
+  else if (width == 4096) rows_of<4096>(x, weight, bias, out, rows);
+  else if (width == 7168) rows_of<7168>(x, weight, bias, out, rows);
+  else return 1;
+  return 0;
 }

@@ -22,10 +22,13 @@ struct float2 { float x, y; };
 struct float3 { float x, y, z; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
 struct dim3_ { int x, y, z; };
-inline float __fdividef(float x, float y) { return x / y; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float3 make_float3(float x, float y, float z) { return {x, y, z}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline float __fdiv_rn(float x, float y) { return x / y; }
+inline float __frsqrt_rn(float x) { return static_cast<float>(1.0 / std::sqrt(static_cast<double>(x))); }
+inline uint4 __ldg(const uint4* p) { return *p; }
+inline float __fdividef(float x, float y) { return x / y; }
 inline unsigned __ldg(const unsigned* p) { return *p; }
 
 using half = _Float16;

@@ -93,6 +93,22 @@ def test_products(device: Any, rows: int, n: int, k: int, blocks: int) -> None:
     np.testing.assert_allclose(out.astype(np.float64), wide, rtol=2**-10, atol=2**-14)
 
 
+@pytest.mark.parametrize("width", [96, 1000, 4096, 7168])
+def test_norm(device: Any, width: int) -> None:
+    x = (drawn((5, width), 1, 3.0) + np.float16(2)).astype(np.float16)
+    weight, bias, out = (
+        drawn((width,), 2),
+        drawn((width,), 3),
+        np.full((5, width), np.nan, np.float16),
+    )
+    assert device.normalise(*map(pointer, (x, weight, bias, out)), 5, width) == 0
+    wide = x.astype(np.float64)
+    centred = wide - wide.mean(-1, keepdims=True)
+    scale = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+    expected = centred * scale * weight.astype(np.float64) + bias.astype(np.float64)
+    np.testing.assert_allclose(out.astype(np.float64), expected, rtol=2**-10, atol=2**-11)
+
+
 CASES = [
     # dim, heads, key heads, batch, past, new, padding on the left
     (128, 2, 2, 1, (37,), 1, (0,)),

@@ -1,4 +1,4 @@
-// Layer norm or RMS norm of rows: one warp a row, which it reads once and keeps.
+// Layer norm or RMS norm of rows: a warp a row, or four where rows are long; each is read once and kept.
 namespace mpt {
 
 __device__ __forceinline__ float warp_sum(float x) {
@@ -7,20 +7,38 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 
+constexpr int NORM_WARPS = 4, LONG_ROW = 2048;
+
+// Sum over the warps of a row; `parts` is room for one number a warp.
+template <int WARPS>
+__device__ __forceinline__ float row_sum(float x, float* parts) {
+  x = warp_sum(x);
+  if constexpr (WARPS > 1) {
+    if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
+    __syncthreads();
+    x = parts[0];
+#pragma unroll
+    for (int warp = 1; warp < WARPS; ++warp) x += parts[warp];
+  }
+  return x;
+}
+
 template <typename T, int WIDTH, bool RMS, bool BIAS>
 __device__ __forceinline__ void norm(const T* x, const T* weight, const T* bias, T* out, int rows,
                                      float epsilon) {
-  constexpr int PIECES = WIDTH / 8, EACH = (PIECES + 31) / 32;
-  const int lane = threadIdx.x % 32;
-  const int row = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
-  if (row >= rows) return;
+  constexpr int WARPS = WIDTH < LONG_ROW ? 1 : NORM_WARPS, LANES = 32 * WARPS;
+  constexpr int PIECES = WIDTH / 8, EACH = (PIECES + LANES - 1) / LANES;
+  __shared__ float parts[2][NORM_WARPS];
+  const int lane = threadIdx.x % LANES;
+  const int row = blockIdx.x * (NORM_WARPS / WARPS) + threadIdx.x / LANES;
+  if (row >= rows) return;  // of a long row, the whole block
   const uint4* from = reinterpret_cast<const uint4*>(x + static_cast<size_t>(row) * WIDTH);
   uint4* to = reinterpret_cast<uint4*>(out + static_cast<size_t>(row) * WIDTH);
   uint4 pieces[EACH];
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
-    const int at = i * 32 + lane;
+    const int at = i * LANES + lane;
     pieces[i] = at < PIECES ? from[at] : make_uint4(0, 0, 0, 0);
   }
 #pragma unroll
@@ -32,11 +50,11 @@ __device__ __forceinline__ void norm(const T* x, const T* weight, const T* bias,
       sum += two.x + two.y;
     }
   }
-  const float mean = RMS ? 0.0f : __fdiv_rn(warp_sum(sum), WIDTH);
+  const float mean = RMS ? 0.0f : __fdiv_rn(row_sum<WARPS>(sum, parts[0]), WIDTH);
   float power = 0.0f;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
-    if (i * 32 + lane >= PIECES) continue;
+    if (i * LANES + lane >= PIECES) continue;
     const u32* pair = reinterpret_cast<const u32*>(pieces + i);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
@@ -46,10 +64,10 @@ __device__ __forceinline__ void norm(const T* x, const T* weight, const T* bias,
     }
   }
   // Rounded to nearest whatever the flags: an error of it is that of the whole row.
-  const float scale = __frsqrt_rn(__fdiv_rn(warp_sum(power), WIDTH) + epsilon);
+  const float scale = __frsqrt_rn(__fdiv_rn(row_sum<WARPS>(power, parts[1]), WIDTH) + epsilon);
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
-    const int at = i * 32 + lane;
+    const int at = i * LANES + lane;
     if (at >= PIECES) continue;
     const u32* pair = reinterpret_cast<const u32*>(pieces + i);
     const uint4 weights = __ldg(reinterpret_cast<const uint4*>(weight) + at);

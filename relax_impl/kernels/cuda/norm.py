@@ -11,10 +11,10 @@ from tvm.tirx import PrimFunc
 from relax_impl.kernels.cuda.library import call
 from relax_impl.kernels.cuda.source import C_TYPES, source
 
-ROWS = 4
-"""Rows of a block, one a warp."""
-WIDEST = 8192
-"""Wider rows are left to the portable norm; above some 6000, part of a row leaves the registers."""
+WARPS, LONG = 4, 2048
+"""Warps of a block, as in ``norm.cuh``: for a row each, or for one of at least so many elements."""
+WIDEST = 16384
+"""Wider rows are left to the portable norm: they would leave the registers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Norm:
         """Make the kernel: x, weight, bias (anything of its shape if there is none), out."""
         width, dtype, epsilon = self.width, self.dtype, self.epsilon
         flags = ", ".join("true" if flag else "false" for flag in (self.rms, self.bias))
+        per_block = WARPS if width < LONG else 1
         function, code = f"mpt::norm<{C_TYPES[dtype]}, {width}, {flags}>", source()
 
         @T.prim_func
@@ -63,8 +64,8 @@ class Norm:
             bias = T.match_buffer(bias_, (width,), dtype, align=16)
             out = T.match_buffer(out_, (B, S, width), dtype, align=16)
             T.device_entry()
-            _block = T.cta_id([(B * S + ROWS - 1) // ROWS])
-            _thread = T.thread_id([ROWS * 32])
+            _block = T.cta_id([(B * S + per_block - 1) // per_block])
+            _thread = T.thread_id([WARPS * 32])
             T.evaluate(
                 T.cuda.func_call(
                     function,

@@ -42,8 +42,12 @@ struct Problem {
     return (m + S::HEIGHT - 1) / S::HEIGHT;
   }
   template <typename S>
+  __device__ __forceinline__ int columns() const {
+    return (n + S::WHOLE - 1) / S::WHOLE;
+  }
+  template <typename S>
   __device__ __forceinline__ int tiles() const {
-    return rows<S>() * ((n + S::WHOLE - 1) / S::WHOLE);
+    return rows<S>() * columns<S>();
   }
   // How often a cluster begins a tile, and what that costs.
   template <typename S>
@@ -93,11 +97,12 @@ struct Problem {
 };
 
 // The shape that is expected to be done first, as a number in the order above. Blocks that halve a
-// tile can hand over once, and do so where there would be few tiles otherwise.
+// tile can hand over once, and do so where there would be few tiles otherwise. What n and k rule out,
+// which are constants to the compiler, is not compiled.
 __device__ __forceinline__ int choice(const Problem& p) {
   if (p.steps() >= 16) {
-    if (p.m <= TILE_M && p.rounds<NarrowTile>() == 1) return 5;
-    if (p.rounds<MiddleTile>() == 1) return 4;
+    if (p.columns<NarrowTile>() <= p.clusters && p.m <= TILE_M) return 5;
+    if (p.columns<MiddleTile>() <= p.clusters && p.rounds<MiddleTile>() == 1) return 4;
   }
   const int columns = min(p.cost<WideColumns>(), p.cost<MiddleColumns>());
   const int rows = min(p.cost<WideRows>(), p.cost<MiddleRows>());

@@ -1,0 +1,110 @@
+"""A decode step as one CUDA graph: the host asks for it once instead of for every kernel.
+
+The position of a token is read on the device, so that one graph serves every step over a cache. Its
+kernels are those of the calls, so that its logits have the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tvm_ffi
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from relax_impl.decoder import Cache
+    from relax_impl.runtime import Model
+
+NON_BLOCKING, RELAXED = 1, 2
+"""A stream that does not wait for the default one; a capture during which others may allocate."""
+
+
+class CudaError(RuntimeError):
+    """The driver refused a call."""
+
+
+def _driver(name: str, *arguments: Any) -> None:
+    code = getattr(ctypes.CDLL("libcuda.so.1"), name)(*arguments)
+    if code:
+        raise CudaError(f"{name}: expected 0, found error {code} of the CUDA driver")
+
+
+class CapturedStep:
+    """One token for every sequence of a cache, by replaying what was captured once.
+
+    Between two steps other functions of the model may run, but what they return must be fetched
+    before the next step: graph and calls take their scratch from one pool.
+
+    Parameters
+    ----------
+    model
+        On a CUDA device.
+    cache
+        With room for a token in every sequence. A cache that has grown since, or another one, needs
+        a step of its own.
+
+    Raises
+    ------
+    CudaError
+        If the driver refuses to capture.
+    ValueError
+        If the cache is full.
+    """
+
+    def __init__(self, model: Model, cache: Cache) -> None:
+        self._model, self._cache = model, cache
+        self._tensors = list(cache.tensors)
+        self._require_room()
+        self._ids = model._tensor(np.zeros((cache.batch, 1), np.int32))
+        self._places = [model._tensor(places) for places in (cache.lengths, cache.starts)]
+        self._stream = ctypes.c_void_p()
+        self._graph, self._executable = ctypes.c_void_p(), ctypes.c_void_p()
+        # What the runtime allocates comes from its pool, which a first run fills; its token goes to
+        # a slot that the next step writes over.
+        self._run()
+        model.device.sync()
+        _driver("cuStreamCreate", ctypes.byref(self._stream), NON_BLOCKING)
+        with tvm_ffi.use_raw_stream(model.device, self._stream.value or 0):
+            _driver("cuStreamBeginCapture_v2", self._stream, RELAXED)
+            try:
+                self._hidden, self._logits = self._run()
+            finally:
+                _driver("cuStreamEndCapture", self._stream, ctypes.byref(self._graph))
+        executable = ctypes.byref(self._executable)
+        _driver("cuGraphInstantiateWithFlags", executable, self._graph, ctypes.c_ulonglong(0))
+
+    def __call__(self, ids: Any) -> NDArray[np.float32]:
+        """Add one token (b,) to every sequence; returns the logits that follow it, (b, vocab)."""
+        cache = self._cache
+        self._require_room()
+        self._ids.copyfrom(self._model.checked_ids(np.asarray(ids)[:, None]))
+        self._places[0].copyfrom(cache.lengths)
+        _driver("cuGraphLaunch", self._executable, self._stream)
+        _driver("cuStreamSynchronize", self._stream)
+        cache.lengths = (cache.lengths + 1).astype(np.int32)
+        logits: NDArray[np.float32] = self._logits.numpy()[:, 0]
+        return logits
+
+    def _require_room(self) -> None:
+        cache = self._cache
+        other = any(a is not b for a, b in zip(cache.tensors, self._tensors, strict=True))
+        if int(cache.lengths.max()) >= cache.capacity or other:
+            raise ValueError(
+                f"cache: expected the one that was captured, with room for a token, found "
+                f"{int(cache.lengths.max())} of {cache.capacity} slots in use"
+            )
+
+    def _run(self) -> tuple[Any, Any]:
+        hidden = self._model._call("extend", "", self._ids, *self._places, *self._tensors)
+        return hidden, self._model._call("head", "", hidden)[-1]
+
+    def __del__(self) -> None:
+        for name, handle in (
+            ("cuGraphExecDestroy", self.__dict__.get("_executable")),
+            ("cuGraphDestroy", self.__dict__.get("_graph")),
+            ("cuStreamDestroy_v2", self.__dict__.get("_stream")),
+        ):
+            if handle:
+                getattr(ctypes.CDLL("libcuda.so.1"), name)(handle)
