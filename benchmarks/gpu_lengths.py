@@ -72,6 +72,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         worst[length] = float(f"{rows.max().item():.3e}")
         del apart, rows
         times[length] = time_of(forward, some, arguments.rounds)
+        print(f"{length:5} tokens {times[length]:8} ms, error {errors[length]:.2e}, of a position "
+              f"{worst[length]:.2e}", flush=True)  # fmt: skip
     found = cliffs(times)
     return {
         "environment": environment(),
@@ -96,10 +98,6 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     result = measure(arguments)
-    times = result["milliseconds, back to back"]
-    for length in (*range(1, 9), *range(12, 301, 8), *LENGTHS[300:]):
-        print(f"{length:5} tokens {times[length]:8} ms, error "
-              f"{result['relative error of logits'][length]:.2e}")  # fmt: skip
     print("steepest:", result["steepest"], result["largest step to the next length"],
           "largest error:", result["largest error"],
           "of a position:", result["largest error of a position"])  # fmt: skip
