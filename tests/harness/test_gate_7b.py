@@ -17,7 +17,9 @@ ROOT = Path(__file__).resolve().parents[2]
     ("more", "code", "stage"),
     [
         ((), 0, None),
-        (("--fault", "decode-bias-absent", "--together", "2"), 1, "paths"),
+        pytest.param(
+            ("--fault", "decode-bias-absent", "--together", "2"), 1, "paths", marks=pytest.mark.long
+        ),
         (("--seconds", "0"), 3, None),
     ],
 )
