@@ -108,7 +108,13 @@ def test_each_check_turns_red(check: str, fault: str, checkpoint: Path, relax: A
         assert rows["lengths"].ratio <= 1, "forward ignores lengths, with a fault and without"
 
 
-@pytest.mark.parametrize("fault", call_faults.FAULTS, ids=lambda fault: fault.name)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        pytest.param(fault, id=fault.name, marks=() if at % 4 == 0 else pytest.mark.long)
+        for at, fault in enumerate(call_faults.FAULTS)
+    ],
+)
 def test_a_fault_around_the_compiled_functions_shows_where_it_says(
     fault: Any, checkpoint: Path, relax: Any
 ) -> None:
