@@ -124,6 +124,7 @@ def test_a_fault_around_the_compiled_functions_shows_where_it_says(
     )
 
 
+@pytest.mark.long
 def test_a_fault_around_the_compiled_functions_is_caught_and_named(
     checkpoint: Path, conform: Any
 ) -> None:
