@@ -22,8 +22,10 @@ def widen(source: NDArray[Any], out: NDArray[Any]) -> None:
     out
         float32 or float64, written; a view is fine.
     """
-    name = source.dtype.name
-    if name not in ("float16", "bfloat16") or source.size < WORTH or min(source.strides) <= 0:
+    kind = source.dtype
+    # torch knows whole elements alone, in the order of bytes of this machine.
+    known = kind.name in ("float16", "bfloat16") and kind.isnative and source.flags.aligned
+    if not known or source.size < WORTH or min(source.strides) <= 0:
         np.copyto(out, source, casting="same_kind")
         return
     import torch
@@ -32,7 +34,7 @@ def widen(source: NDArray[Any], out: NDArray[Any]) -> None:
     last = sum((n - 1) * stride for n, stride in zip(source.shape, strides, strict=True))
     # torch warns of memory that may not be written; this is only read.
     memory = (ctypes.c_char * ((last + 1) * source.itemsize)).from_address(source.ctypes.data)
-    narrow = torch.frombuffer(memory, dtype=getattr(torch, name))
+    narrow = torch.frombuffer(memory, dtype=getattr(torch, kind.name))
     torch.from_numpy(out).copy_(narrow.as_strided(source.shape, strides))
 
 
