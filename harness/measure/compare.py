@@ -18,7 +18,6 @@ from harness.measure.statistics import (
     LARGEST,
     Float,
     Ruler,
-    Statistics,
     accumulation,
     noise_scale,
     relative_error,
@@ -74,9 +73,7 @@ def measure_tap(
     others = [flat(order) for order in orders]
     noise = noise_scale(truth, others, dtype, [flat(value) for value in unrounded])
     ruler = Ruler.of(truth, noise)
-    with np.errstate(invalid="ignore"):
-        result = ruler.measure(seen - truth)
-        limits = tuple(ruler.measure(other - truth) for other in others)
+    result = ruler.measure(seen, truth)
     return Measurement(
         mode=mode,
         place=place,
@@ -85,7 +82,7 @@ def measure_tap(
         columns=truth.shape[1],
         exact=exact,
         observed=result,
-        orders=limits,
+        orders=tuple(ruler.measure(other, truth) for other in others),
         relative=relative_error(seen, truth),
         returned=dtype_name(observed),
         length=int(observed.shape[-2]),
@@ -173,30 +170,26 @@ def measure_difference(
     seen, base, truth = flat(deployed), flat(chained), flat(golden)
     others = [flat(order) for order in orders]
     ruler = Ruler.of(truth, row_noise(truth, others))
-    with np.errstate(invalid="ignore"):
-        difference = seen - base
-        found = Measurement(
-            mode="deployed",
-            place=place,
-            prompt=prompt,
-            rows=truth.shape[0],
-            columns=truth.shape[1],
-            exact=False,
-            observed=ruler.measure(difference),
-            orders=(),
-            relative=relative_error(seen, base),
-            returned=dtype_name(deployed),
-            length=int(deployed.shape[-2]),
-        )
-        pairs = list(combinations(others, 2))
-        known: list[Statistics] = []
-        rest: tuple[Statistics, ...] = ()
-        for one, other in pairs:
-            known.append(ruler.measure(other - one))
-            rest = (AT_LEAST,) * (len(pairs) - len(known))
-            if proved is not None and proved(replace(found, orders=(*known, *rest))):
-                break
-    return replace(found, orders=(*known, *rest))
+    pairs = list(combinations(others, 2))
+    known = [AT_LEAST] * len(pairs)
+    found = Measurement(
+        mode="deployed",
+        place=place,
+        prompt=prompt,
+        rows=truth.shape[0],
+        columns=truth.shape[1],
+        exact=False,
+        observed=ruler.measure(seen, base),
+        orders=(),
+        relative=relative_error(seen, base),
+        returned=dtype_name(deployed),
+        length=int(deployed.shape[-2]),
+    )
+    for at, (one, other) in enumerate(pairs):
+        known[at] = ruler.measure(other, one)
+        if proved is not None and proved(replace(found, orders=tuple(known))):
+            break
+    return replace(found, orders=tuple(known))
 
 
 def measure_bias(
@@ -218,7 +211,7 @@ def measure_bias(
     seen, truth = steps(observed), steps(golden)
     others = [steps(order) for order in orders]
     ruler = Ruler.of(truth, row_noise(truth, others))
-    result = ruler.measure(seen - truth)
+    result = ruler.measure(seen, truth)
     return Measurement(
         mode="alibi",
         place=Place(None, "alibi"),
@@ -227,7 +220,7 @@ def measure_bias(
         columns=truth.shape[1],
         exact=False,
         observed=result,
-        orders=tuple(ruler.measure(other - truth) for other in others),
+        orders=tuple(ruler.measure(other, truth) for other in others),
         relative=relative_error(seen, truth),
         returned=returned,
         length=observed.shape[-2],

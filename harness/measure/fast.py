@@ -1,8 +1,8 @@
 """A first look at large error tensors: the seven statistics in float32, and their uncertainty.
 
 What is proved to lie within its limits here needs no second look; only what comes close, or fails,
-is worth the exact statistics in float64. One pass in blocks that stay in the processor's cache
-looks at a subject's tensor and at the evaluation orders beside it.
+is worth the exact statistics in float64. One pass in tiles looks
+at a subject's tensor and at the evaluation orders beside it.
 """
 
 from __future__ import annotations
@@ -130,13 +130,14 @@ def look(
     rows, columns = golden.shape
     sums = [_Sums(rows, columns) for _ in tensors]
     ground = _Ground(rows, columns, shares, dtype)
+    height = _height(columns)
     with np.errstate(invalid="ignore", over="ignore"):
         for left in range(0, columns, WIDTH):
             across = slice(left, min(left + WIDTH, columns))
             if left == 0 or across.stop == columns:
-                work = _Work(_height(columns), across.stop - left)
-            for at in range(0, rows, _height(columns)):
-                down = slice(at, min(at + _height(columns), rows))
+                work = _Work(height, across.stop - left)
+            for at in range(0, rows, height):
+                down = slice(at, min(at + height, rows))
                 ground.prepare(down, across, golden[down, across], work)
                 for tensor, total in zip(tensors, sums, strict=True):
                     work.load(tensor[down, across], golden[down, across])

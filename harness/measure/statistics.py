@@ -281,10 +281,11 @@ class Ruler:
         direction: Float = golden / noise
         return cls(noise, direction, math.sqrt(float(np.einsum("ij,ij->", direction, direction))))
 
-    def measure(self, error: Float) -> Statistics:
-        """Return the statistics of an error; a non-finite one makes them infinite."""
-        rows, columns = error.shape
+    def measure(self, one: Float, other: Float) -> Statistics:
+        """Return the statistics of ``one - other``; a non-finite error makes them infinite."""
+        rows, columns = one.shape
         with np.errstate(invalid="ignore", over="ignore"):
+            error = one - other
             scaled = error / self.noise
             squares = scaled * scaled
             by_row = _reduce(squares, axis=1)
@@ -317,13 +318,13 @@ def statistics(observed: Float, golden: Float, noise: Float) -> Statistics:
     observed, golden, noise
         ``(rows, columns)`` float64; ``noise`` is positive.
     """
-    with np.errstate(invalid="ignore"):
-        return Ruler.of(golden, noise).measure(observed - golden)
+    return Ruler.of(golden, noise).measure(observed, golden)
 
 
 def relative_error(observed: Float, golden: Float) -> float:
     """Return the relative L2 error, the figure people quote; infinite if not finite."""
-    error = observed - golden
+    with np.errstate(invalid="ignore"):
+        error = observed - golden
     if not np.isfinite(error).all():
         return float("inf")
     size = float(np.sqrt(np.square(error).sum()))

@@ -80,7 +80,7 @@ def test_a_constant_golden_proves_nothing(name: str, tmp_path: Path) -> None:
 @settings(
     derandomize=True,
     database=None,
-    max_examples=5,
+    max_examples=8,
     # Every example is a compilation; what fails is shrunk by hand into cases/regressions.
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
@@ -94,7 +94,7 @@ def test_the_port_conforms_on_any_config(case: Case) -> None:
 @settings(
     derandomize=True,
     database=None,
-    max_examples=12,
+    max_examples=25,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
