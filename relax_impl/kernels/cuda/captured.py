@@ -7,11 +7,14 @@ kernels are those of the calls, so that its logits have the same bits.
 from __future__ import annotations
 
 import ctypes
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tvm_ffi
 from numpy.typing import NDArray
+
+from relax_impl.cubin import DRIVER
 
 if TYPE_CHECKING:
     from relax_impl.decoder import Cache
@@ -25,8 +28,13 @@ class CudaError(RuntimeError):
     """The driver refused a call."""
 
 
+@cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(DRIVER)
+
+
 def _driver(name: str, *arguments: Any) -> None:
-    code = getattr(ctypes.CDLL("libcuda.so.1"), name)(*arguments)
+    code = getattr(_library(), name)(*arguments)
     if code:
         raise CudaError(f"{name}: expected 0, found error {code} of the CUDA driver")
 
@@ -107,4 +115,4 @@ class CapturedStep:
             ("cuStreamDestroy_v2", self.__dict__.get("_stream")),
         ):
             if handle:
-                getattr(ctypes.CDLL("libcuda.so.1"), name)(handle)
+                getattr(_library(), name)(handle)
