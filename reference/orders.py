@@ -236,6 +236,52 @@ def legitimate_orders(
     )
 
 
+_NOISE = (
+    Order("noise-whole", norm=Norm(affine=True), scale_on="queries", anchor="last_key"),
+    # Term by term costs a pass over the result for every term; eight at a time show the same noise
+    # to a factor that calibration absorbs.
+    Order(
+        "noise-chunks",
+        sum=Sum("chunks", 8),
+        softmax=Softmax("online", 64, base="two"),
+        norm=Norm("one_pass"),
+        anchor="table",
+        gelu="half_first",
+    ),
+)
+
+
+def noise_orders(
+    *,
+    scores: Literal["storage", "float32"] = "storage",
+    probabilities: Literal["storage", "float32"] = "storage",
+    residual: Literal["storage", "fused"] = "storage",
+    activation: Literal["storage", "fused"] = "storage",
+) -> tuple[Order, ...]:
+    """Return the orders that the noise of accumulation is estimated from, all in float32.
+
+    Between them they make every choice by which some legitimate order rounds more than another, so
+    that no such order lies many units of that noise away: an anchor far from the query, a variance
+    that cancels, a scale on the queries, a sum in small pieces.
+
+    Parameters
+    ----------
+    scores, probabilities, residual, activation
+        Where the subject says that it rounds; see `Order`.
+    """
+    return tuple(
+        replace(
+            order,
+            storage="float32",
+            scores=scores,
+            probabilities=probabilities,
+            residual=residual,
+            activation=activation,
+        )
+        for order in _NOISE
+    )
+
+
 def held_out_orders(
     storage: StorageName,
     *,

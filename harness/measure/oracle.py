@@ -175,7 +175,7 @@ class Oracle:
     ) -> None:
         from dataclasses import replace
 
-        from reference.orders import GOLDEN, legitimate_orders
+        from reference.orders import GOLDEN, legitimate_orders, noise_orders
 
         self.config = config
         self.storage = storage
@@ -195,23 +195,17 @@ class Oracle:
         )
 
         # A sum term by term is slow to imitate and differs only where accumulation is not hidden by
-        # the rounding of the storage dtype; for the noise of accumulation it serves all dtypes.
+        # the rounding of the storage dtype; the noise of accumulation has pieces of eight instead.
         self.orders: Sequence[Order] = tuple(
             order
             for order in every
             if storage == "float32" or not order.name.startswith("sequential")
         )
-        self.unrounded: Sequence[Order] = tuple(
-            replace(
-                order,
-                storage="float32",
-                accumulator="float32",
-                # Term by term costs a pass over the result for every term; eight at a time show
-                # the same noise to a factor that calibration absorbs.
-                sum=replace(order.sum, size=max(order.sum.size, 8)),
-            )
-            for order in every
-            if order.name.startswith(("plain", "sequential"))
+        self.unrounded: Sequence[Order] = noise_orders(
+            scores=rounding.scores,
+            probabilities=rounding.probabilities,
+            residual=rounding.residual,
+            activation=rounding.activation,
         )
 
     def part(self, part: int | str) -> Part:
