@@ -19,6 +19,12 @@ DTYPES: dict[str, torch.dtype] = {
 ROWS_AT_A_TIME = 2048
 WIDENED_AT_A_TIME = 2**20
 """Elements of a matrix: a copy of them stays in the cache between widening and multiplying."""
+CUT_AT_A_TIME = 2**26
+"""Elements of a matrix on a device whose sums are cut: half a GiB in float64."""
+CUT_TERMS = 16
+"""Products that a matrix unit adds at once: the k of ``wgmma.m64nNk16``, for 16-bit operands."""
+_FLOAT32_BITS = -(1 << (52 - 23))
+"""Mask of the bits that float32 keeps of a float64: sign, exponent and 23 of the fraction."""
 
 
 def compute_dtype(order: Order) -> torch.dtype:
@@ -48,13 +54,17 @@ def product(a: Tensor, b: Tensor, order: Order) -> Tensor:
     Tensor
         (..., n, m) in the compute type.
     """
-    narrow = None if order.accumulator == "float32" else DTYPES[order.accumulator]
+    if order.accumulator == "float32":
+        return _grouped(a, b, order.sum, torch.matmul, torch.add)
+    if order.accumulator == "float32_cut":
+        return _grouped(a, b, order.sum, _cut, torch.add)
+    narrow = DTYPES[order.accumulator]
 
     def partial(x: Tensor, y: Tensor) -> Tensor:
-        return torch.matmul(x, y) if narrow is None else _narrow(x, y, narrow, order.step)
+        return _narrow(x, y, narrow, order.step)
 
     def plus(x: Tensor, y: Tensor) -> Tensor:
-        return x + y if narrow is None else (x + y).to(narrow).to(x.dtype)
+        return (x + y).to(narrow).to(x.dtype)
 
     return _grouped(a, b, order.sum, partial, plus)
 
@@ -78,6 +88,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, order: Order) -> Tens
         height = max(1, min(height, WIDENED_AT_A_TIME // weight.shape[1]))
     elif whole:
         height = weight.shape[0]
+    elif order.accumulator == "float32_cut" and x.device.type != "cpu":
+        # There every step is a call for all of the result, and calls are what takes the time.
+        height = max(1, CUT_AT_A_TIME // weight.shape[1])
     for start in range(0, weight.shape[0], height):
         block = weight[start : start + height].to(x.dtype)
         pieces.append(product(rows, block.T, order))
@@ -124,6 +137,26 @@ def _narrow(a: Tensor, b: Tensor, dtype: torch.dtype, step: int) -> Tensor:
         part = x * y if step == 1 else torch.matmul(x, y)
         # torch adds two half-precision numbers in float32 and rounds once.
         total += part.to(dtype)
+    return total.to(a.dtype)
+
+
+def _cut(a: Tensor, b: Tensor) -> Tensor:
+    """Sum as a matrix unit does that cuts: `CUT_TERMS` products and the total, then towards zero.
+
+    The unit itself also cuts each product, two bits below the last of the largest: that errs to
+    either side and by less, and is not imitated. Numbers below the normal ones of float32 keep all
+    of their bits.
+    """
+    left, right = a.double(), b.double()
+    total = torch.zeros(*a.shape[:-1], b.shape[-1], dtype=torch.float64, device=a.device)
+    bits = total.view(torch.int64)
+    for start in range(0, a.shape[-1], CUT_TERMS):
+        x, y = left[..., start : start + CUT_TERMS], right[..., start : start + CUT_TERMS, :]
+        if total.dim() == 2:
+            total.addmm_(x, y)
+        else:
+            total += torch.matmul(x, y)
+        bits.bitwise_and_(_FLOAT32_BITS)
     return total.to(a.dtype)
 
 

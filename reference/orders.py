@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, get_args
 
 StorageName = Literal["float16", "bfloat16", "float32"]
+Accumulator = Literal["float32", "float32_cut", "float16", "bfloat16"]
 STORAGES: tuple[StorageName, ...] = ("float16", "bfloat16", "float32")
 
 
@@ -95,8 +96,11 @@ class Order:
     activation
         ``"fused"``: GELU sees the up projection before it is rounded.
     accumulator
-        ``"float32"``: sums are held in `compute`. Otherwise each partial result of `step` terms and
-        each running total is rounded to that type.
+        ``"float32"``: sums are held in `compute`. ``"float32_cut"``: as the matrix unit of a Hopper
+        GPU, which adds 16 products and what it holds, and cuts the sum to the 24 bits of float32
+        towards zero instead of rounding it; what is added outside of a product (parts of a split
+        sum) is added in `compute`. Otherwise each partial result of `step` terms and each running
+        total is rounded to that type.
     step
         Terms added between two roundings of a narrow accumulator; not used otherwise.
     sum, softmax, norm
@@ -126,7 +130,7 @@ class Order:
     probabilities: Literal["storage", "float32"] = "storage"
     residual: Literal["storage", "fused"] = "storage"
     activation: Literal["storage", "fused"] = "storage"
-    accumulator: Literal["float32", "float16", "bfloat16"] = "float32"
+    accumulator: Accumulator = "float32"
     step: int = 4
     sum: Sum = field(default_factory=Sum)
     softmax: Softmax = field(default_factory=Softmax)
@@ -146,7 +150,7 @@ class Order:
             "probabilities": ("storage", "float32"),
             "residual": ("storage", "fused"),
             "activation": ("storage", "fused"),
-            "accumulator": ("float32", "float16", "bfloat16"),
+            "accumulator": get_args(Accumulator),
         }
         for name, allowed in choices.items():
             value = getattr(self, name)
@@ -219,7 +223,7 @@ def legitimate_orders(
     probabilities: Literal["storage", "float32"] = "storage",
     residual: Literal["storage", "fused"] = "storage",
     activation: Literal["storage", "fused"] = "storage",
-    accumulator: Literal["float32", "float16", "bfloat16"] = "float32",
+    accumulator: Accumulator = "float32",
 ) -> tuple[Order, ...]:
     """Return the orders that limits are made of.
 
@@ -289,7 +293,7 @@ def held_out_orders(
     probabilities: Literal["storage", "float32"] = "storage",
     residual: Literal["storage", "fused"] = "storage",
     activation: Literal["storage", "fused"] = "storage",
-    accumulator: Literal["float32", "float16", "bfloat16"] = "float32",
+    accumulator: Accumulator = "float32",
 ) -> tuple[Order, ...]:
     """Return orders that no limit is made of, for measuring how often a limit cries wolf."""
     return tuple(
@@ -305,7 +309,7 @@ def _declared(
     probabilities: Literal["storage", "float32"],
     residual: Literal["storage", "fused"],
     activation: Literal["storage", "fused"],
-    accumulator: Literal["float32", "float16", "bfloat16"],
+    accumulator: Accumulator,
 ) -> Order:
     return replace(
         order,
@@ -315,5 +319,16 @@ def _declared(
         probabilities=probabilities,
         residual=residual,
         activation=activation,
-        accumulator=accumulator,
+        accumulator=_held(order, accumulator),
     )
+
+
+def _held(order: Order, declared: Accumulator) -> Accumulator:
+    """Return what holds the sums of an order.
+
+    A sum that is cut errs to one side, and an implementation on such a unit may still add up short
+    sums outside of it: orders in float64 or in chunks stand for those.
+    """
+    if declared == "float32_cut" and (order.compute == "float64" or order.sum.kind == "chunks"):
+        return "float32"
+    return declared

@@ -46,14 +46,17 @@ class Rounding:
     activation
         ``"storage"``: GELU sees the rounded up-projection; ``"fused"``: the unrounded one.
     accumulator
-        Precision of matrix-product accumulation. ``"float16"`` must be declared to be accepted.
+        What holds the sums of matrix products. ``"float32"``: rounded to nearest.
+        ``"float32_cut"``: the matrix unit of a Hopper GPU, which adds 16 products to what it holds
+        and cuts the sum to float32 towards zero, so that long sums come out too small, all by about
+        the same share. Either this or ``"float16"`` must be declared to be accepted.
     """
 
     scores: Literal["storage", "float32"] = "storage"
     probabilities: Literal["storage", "float32"] = "storage"
     residual: Literal["storage", "fused"] = "storage"
     activation: Literal["storage", "fused"] = "storage"
-    accumulator: Literal["float32", "float16"] = "float32"
+    accumulator: Literal["float32", "float32_cut", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         allowed = {
@@ -61,7 +64,7 @@ class Rounding:
             "probabilities": ("storage", "float32"),
             "residual": ("storage", "fused"),
             "activation": ("storage", "fused"),
-            "accumulator": ("float32", "float16"),
+            "accumulator": ("float32", "float32_cut", "float16"),
         }
         for field, values in allowed.items():
             found = getattr(self, field)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -125,6 +126,78 @@ def test_a_narrow_accumulator_shows_and_keeps_its_own_bound(accumulator: str, pl
     assert error.norm() > wide.norm()
     values = product(a, b, order)
     assert torch.equal(values, values.to(DTYPES[accumulator]).float())
+
+
+CUT = Order("cut", accumulator="float32_cut")
+
+
+@pytest.mark.parametrize(
+    ("terms", "nearest", "cut"),
+    [
+        # The first 16 make 2**24; then 1.75 of a unit of 2 is less than one, of either sign.
+        ({0: 2**24, 16: 1.75}, 2**24 + 2, 2**24),
+        ({0: -(2**24), 16: -1.75}, -(2**24) - 2, -(2**24)),
+        # What is added at once is added exactly.
+        ({0: 2**24, 15: 1.75, 16: 0.25}, 2**24 + 2, 2**24),
+        ({0: 2**24, 16: 1.75, 31: 0.25}, 2**24 + 2, 2**24 + 2),
+        ({0: 2**24, 15: 1.75, 14: 0.25}, 2**24 + 2, 2**24 + 2),
+        # Below a power of two the unit is half as large, and the cut goes towards zero.
+        ({0: 2**24, 16: -0.25}, 2**24, 2**24 - 1),
+    ],
+    ids=str,
+)
+def test_a_sum_that_is_cut_loses_what_lies_below(
+    terms: dict[int, float], nearest: float, cut: float
+) -> None:
+    a = torch.zeros(1, 32)
+    for at, value in terms.items():
+        a[0, at] = value
+    ones = torch.ones(32, 1)
+    assert product(a, ones, CUT).item() == cut
+    assert linear(a, ones.T, None, CUT).item() == cut
+    assert float(np.float32(sum(terms.values()))) == nearest
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_sum_that_is_cut_is_the_one_of_rational_numbers(batched: bool) -> None:
+    a, b = matrices(4, 3, 150, 4)
+    a, b = a.half().float(), b.half().float()
+
+    def towards_zero(value: Fraction) -> Fraction:
+        nearest = np.float32(float(value))
+        if abs(Fraction(float(nearest))) > abs(value):
+            nearest = np.nextafter(nearest, np.float32(0))
+        return Fraction(float(nearest))
+
+    found = product(*((a[None], b[None]) if batched else (a, b)), CUT).reshape(3, 4)
+    for i in range(3):
+        for j in range(4):
+            total = Fraction(0)
+            for start in range(0, 150, 16):
+                ks = range(start, min(start + 16, 150))
+                total += sum(Fraction(a[i, k].item()) * Fraction(b[k, j].item()) for k in ks)
+                total = towards_zero(total)
+            assert found[i, j].item() == float(total)
+
+
+def test_parts_of_a_sum_that_is_cut_are_added_outside_of_the_unit() -> None:
+    a = torch.tensor([[2.0**24, 1.75]])
+    order = replace(CUT, sum=Sum("split", 2))
+    assert product(a, torch.ones(2, 1), order).item() == 2**24 + 2
+
+
+def test_a_long_sum_that_is_cut_comes_out_too_small() -> None:
+    a, b = matrices(5, 64, 4096, 64)
+    exact = a.double() @ b.double()
+
+    def gain(order: Order) -> float:
+        return float((product(a, b, order) * exact).sum() / exact.square().sum() - 1)
+
+    # Each of 256 cuts takes half a unit of 24 bits on average, 2^-25 to 2^-24 of what has been
+    # summed up so far, which is (t / 256)^1/2 of the result.
+    least, most = (256 * 2 / 3 * 2.0**-power for power in (25, 24))
+    assert least < -gain(CUT) < most
+    assert abs(gain(Order("plain"))) < least / 20
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float64, torch.float32, torch.float16])

@@ -27,6 +27,14 @@ DECLARATIONS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("storage", STORAGES)
+def test_sums_that_are_cut_stand_beside_short_ones_that_are_not(storage: Any) -> None:
+    orders = legitimate_orders(storage, accumulator="float32_cut")
+    cut = {o.name.removesuffix(f"-{storage}") for o in orders if o.accumulator == "float32_cut"}
+    assert cut == {"plain", "split", "online"}
+    assert {o.accumulator for o in orders} == {"float32", "float32_cut"}
+
+
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("declared", DECLARATIONS, ids=str)
 def test_every_order_rounds_where_it_was_declared(storage: Any, declared: dict[str, str]) -> None:
     original = {
