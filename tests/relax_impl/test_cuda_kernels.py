@@ -73,6 +73,7 @@ def test_the_declared_roundings_are_those_of_the_kernels(raw):
     single = default_roundings(config, "float32", "cuda")
     assert (half["probabilities"], single["probabilities"]) == ("storage", "float32")
     assert half["residual"] == half["activation"] == "fused"
+    assert (half["accumulator"], single["accumulator"]) == ("float32_cut", "float32")
 
 
 def test_shared_memory_suffices():

@@ -235,11 +235,17 @@ FAST = dataclasses.replace(
 
 
 def roundings(config: MPTConfig, dtype: str) -> dict[str, str]:
-    """Where `FAST` rounds to the storage dtype, in the words of the subject protocol."""
+    """Where `FAST` rounds to the storage dtype, in the words of the subject protocol.
+
+    Hopper's matrix unit cuts what it holds towards zero with every 16 products, as
+    ``benchmarks/gpu_accumulator.py`` shows; products of few rows and of float32 are not its.
+    """
     kernel = flash_attention.fits(dtype, config.head_dim)
+    cut = products.fits(dtype, config.d_model, config.d_model)
     return {
         "scores": "float32",
         "probabilities": "storage" if kernel else "float32",
         "residual": "fused",
         "activation": "fused",
+        "accumulator": "float32_cut" if cut else "float32",
     }
