@@ -33,7 +33,7 @@ Array = np.ndarray[Any, Any]
 NUMPY = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 SMALLEST_EXPONENT = {"float16": -14, "bfloat16": -126}
 TILE_K, HALVED_FROM = 64, 1024
-"""The k of a step, and from where few rows are halved: as in ``tiles.cuh``."""
+"""The k of a step, and from where it is halved: as in ``tiles.cuh``."""
 
 
 class Unit(NamedTuple):
@@ -116,10 +116,10 @@ def on_device(a: Array, b: Array, dtype: str) -> Array:
     return out.numpy()[0].astype(np.float64)
 
 
-def parts(k: int, rows: int) -> list[slice]:
-    """Return the parts of k that blocks sum up by themselves."""
+def parts(k: int) -> list[slice]:
+    """Return the parts of k that blocks sum up by themselves, where there are few tiles."""
     steps = -(-k // TILE_K)
-    if k < HALVED_FROM or rows > 128:
+    if k < HALVED_FROM:
         return [slice(0, k)]
     middle = (steps + 1) // 2 * TILE_K
     return [slice(0, middle), slice(middle, k)]
@@ -188,7 +188,7 @@ def measure() -> dict[str, Any]:
         a, b = operands(kind, m, n, k, dtype)
         found = on_device(a, b, dtype)
         wide, other = a.astype(np.float64), b.astype(np.float64)
-        some, smallest = parts(k, m), SMALLEST_EXPONENT[dtype]
+        some, smallest = parts(k), SMALLEST_EXPONENT[dtype]
         asked = UNITS if k < HALVED_FROM else [u for u in UNITS if u.terms == 16]
         same = {
             unit: float(

@@ -19,8 +19,8 @@ DTYPES: dict[str, torch.dtype] = {
 ROWS_AT_A_TIME = 2048
 WIDENED_AT_A_TIME = 2**20
 """Elements of a matrix: a copy of them stays in the cache between widening and multiplying."""
-CUT_AT_A_TIME = 2**26
-"""Elements of a matrix on a device whose sums are cut: half a GiB in float64."""
+ON_A_DEVICE_AT_A_TIME = 2**26
+"""Elements of a matrix where sums are in pieces: half a GiB in float64."""
 CUT_TERMS = 16
 """Products that a matrix unit adds at once: the k of ``wgmma.m64nNk16``, for 16-bit operands."""
 _FLOAT32_BITS = -(1 << (52 - 23))
@@ -88,9 +88,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, order: Order) -> Tens
         height = max(1, min(height, WIDENED_AT_A_TIME // weight.shape[1]))
     elif whole:
         height = weight.shape[0]
-    elif order.accumulator == "float32_cut" and x.device.type != "cpu":
-        # There every step is a call for all of the result, and calls are what takes the time.
-        height = max(1, CUT_AT_A_TIME // weight.shape[1])
+    elif x.device.type != "cpu":
+        # There every piece of a sum is a call or two, and calls are what takes the time.
+        height = max(1, ON_A_DEVICE_AT_A_TIME // weight.shape[1])
     for start in range(0, weight.shape[0], height):
         block = weight[start : start + height].to(x.dtype)
         pieces.append(product(rows, block.T, order))
@@ -143,9 +143,10 @@ def _narrow(a: Tensor, b: Tensor, dtype: torch.dtype, step: int) -> Tensor:
 def _cut(a: Tensor, b: Tensor) -> Tensor:
     """Sum as a matrix unit does that cuts: `CUT_TERMS` products and the total, then towards zero.
 
-    The unit itself also cuts each product, two bits below the last of the largest: that errs to
-    either side and by less, and is not imitated. Numbers below the normal ones of float32 keep all
-    of their bits.
+    The unit itself also cuts each addend 25 places below the largest exponent among them, see
+    ``benchmarks/gpu_accumulator.py``. That takes a pass for every term to imitate, and is left out:
+    what is lost then is a half of a unit of the last place each time, where it is three eighths.
+    Numbers below the normal ones of float32 keep all of their bits.
     """
     left, right = a.double(), b.double()
     total = torch.zeros(*a.shape[:-1], b.shape[-1], dtype=torch.float64, device=a.device)

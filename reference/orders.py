@@ -326,9 +326,10 @@ def _declared(
 def _held(order: Order, declared: Accumulator) -> Accumulator:
     """Return what holds the sums of an order.
 
-    A sum that is cut errs to one side, and an implementation on such a unit may still add up short
-    sums outside of it: orders in float64 or in chunks stand for those.
+    A sum that is cut comes out too small by a share that whole sums show best; an implementation on
+    such a unit may still add up short sums outside of it, and does so where a product has few rows.
+    All other orders stand for those, also because cutting is a pass over the result for 16 terms.
     """
-    if declared == "float32_cut" and (order.compute == "float64" or order.sum.kind == "chunks"):
+    if declared == "float32_cut" and (order.compute == "float64" or order.sum.kind != "whole"):
         return "float32"
     return declared
