@@ -215,7 +215,7 @@ def test_vectors_are_as_wide_as_the_processor_has_them(processor, more, register
     target = tvm.target.Target({"kind": "llvm", **processor})
     with target:
         assert wide_vectors() == more
-        kernel = linear_kernel(32, "float32", "float32", False, wide_vectors())
+        kernel = linear_kernel(32, 512, "float32", "float32", False, wide_vectors())
     module = tvm.IRModule({"k": kernel.with_attr("global_symbol", "k")})
     built = tvm.compile(module, target=target, tir_pipeline="s_tir")
     assembly = built.mod.inspect_source("asm")

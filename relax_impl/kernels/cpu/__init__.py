@@ -37,7 +37,9 @@ def _on_rows(
 def product(x: Tensor, linear: MPTLinear, out_dtype: str) -> Tensor:
     """Multiply by the weight, add the bias, round once to `out_dtype`."""
     bias = [] if linear.bias is None else [linear.bias]
-    kernel = linear_kernel(linear.rows, x.dtype, out_dtype, bool(bias), wide_vectors())
+    kernel = linear_kernel(
+        linear.rows, int(x.shape[-1]), x.dtype, out_dtype, bool(bias), wide_vectors()
+    )
     return _on_rows(kernel, "linear", x, [linear.weight, *bias], linear.rows, out_dtype)
 
 

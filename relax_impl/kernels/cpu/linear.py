@@ -22,31 +22,46 @@ SLICE = 512
 
 
 def linear_kernel(
-    rows: int, dtype: str, out_dtype: str, has_bias: bool, wide: bool
+    rows: int, columns: int, dtype: str, out_dtype: str, has_bias: bool, wide: bool
 ) -> tirx.PrimFunc:
     """Product of x (b, s, columns) and a transposed weight, plus a bias, as (b, s, rows).
 
-    All sizes are arguments, so that one kernel serves every matrix of a model; `rows` only decides
+    Matrices of as many columns share a kernel: the number of rows is an argument and only decides
     how many panels a register tile may take.
     """
     panels = -(-rows // LANES)
     # Panels side by side in a tile: what the registers hold, and divides the number of panels.
     pair = math.gcd(panels, 2 if wide else 1)
+    tall = math.gcd(panels, GROUP if wide else 1)
     few = math.gcd(panels, GROUP if wide else 2)
-    return _kernel(dtype, out_dtype, has_bias, pair, few)
+    ragged = rows % LANES != 0
+    return _kernel(columns, dtype, out_dtype, has_bias, (pair, tall, few), ragged)
 
 
 @cache
-def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> tirx.PrimFunc:
-    """Matrix product with tiles of 6 rows by `pair` panels, and up to 4 by `few` for the rest.
+def _kernel(
+    columns: int,
+    dtype: str,
+    out_dtype: str,
+    has_bias: bool,
+    widths: tuple[int, int, int],
+    ragged: bool,
+) -> tirx.PrimFunc:
+    """Matrix product with tiles of 6 rows by `pair` panels, for the rest 4 by `tall`, 2 by `few`.
 
     The weight is stored in panels, [ceil(rows / 16), columns, 16]. A register tile is 6 rows of x
     by 16 output features, or by 32 where vectors are 512 bits wide: either way 12 independent sums,
     enough to hide the latency of a multiply-add. Rows left over get flatter and wider tiles. No sum
     is ever split: a row's result does not depend on how many rows there are, bit for bit. x is
     converted to float32 once, the weight in registers; the accumulator is rounded once, at the end.
+
+    `columns` is a constant because it is the stride of x: as an argument it costs the innermost
+    loop an addition for every row of the tile. `ragged` says whether the last panel is partly
+    padding: only then may a sum leave the registers lane by lane, and it does so through memory.
     """
+    pair, tall, few = widths
     staged = dtype != "float32"
+    slices = -(-columns // SLICE)
 
     # Plain functions rather than T.inline where an expression is enough: each use of T.inline costs
     # the parser 30 ms.
@@ -61,6 +76,9 @@ def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> 
     def scalar(acc: Any, slot: Any, B: Any, n: Any, q: Any) -> Any:
         total = acc[slot * LANES + q]
         return narrow(total + widen(B[n * LANES + q]) if has_bias else total, out_dtype)
+
+    def is_full(rows: Any, n: Any) -> Any:
+        return n * LANES + LANES <= rows if ragged else True
 
     @T.inline
     def start(acc: Any, count: Any) -> None:
@@ -82,7 +100,7 @@ def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> 
     def finish(mr: Any, np: Any, rows: Any, acc: Any, B: Any, Y: Any, i: Any, n: Any) -> None:
         for r in T.unroll(mr):
             for p in T.unroll(np):
-                if (n + p) * LANES + LANES <= rows:
+                if is_full(rows, n + p):
                     Y[i + r, at((n + p) * LANES, LANES)] = vector(acc, r * np + p, B, n + p)
                 else:
                     # The last panel, where it is partly padding.
@@ -90,21 +108,16 @@ def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> 
                         Y[i + r, (n + p) * LANES + q] = scalar(acc, r * np + p, B, n + p, q)
 
     @T.inline
-    def tile(
-        mr: Any, np: Any, rows: Any, columns: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any
-    ) -> None:
+    def tile(mr: Any, np: Any, rows: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any) -> None:
         acc = T.alloc_buffer((mr * np * LANES,), "float32", scope="local")
         start(acc, mr * np)
         add(mr, np, acc, T.int64(0), columns, A, W, i, n)
         finish(mr, np, rows, acc, B, Y, i, n)
 
     @T.inline
-    def whole(
-        count: Any, rows: Any, columns: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any
-    ) -> None:
+    def whole(count: Any, rows: Any, A: Any, W: Any, B: Any, Y: Any, i: Any, n: Any) -> None:
         # Sums wait here while the next slice of the panels is in the nearest cache.
         part = T.alloc_buffer((BLOCK // TILE, TILE * pair * LANES), "float32", scope="local")
-        slices = (columns + SLICE - 1) // SLICE
         for s in range(slices):
             for v in range(count):
                 acc = T.alloc_buffer((TILE * pair * LANES,), "float32", scope="local")
@@ -122,10 +135,11 @@ def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> 
                         part[v, at(t * LANES, LANES)] = acc[at(t * LANES, LANES)]
 
     @T.inline
-    def multiply(m: Any, rows: Any, columns: Any, A: Any, W: Any, B: Any, Y: Any) -> None:
+    def multiply(m: Any, rows: Any, A: Any, W: Any, B: Any, Y: Any) -> None:
         panels = (rows + LANES - 1) // LANES
         groups = (panels + GROUP - 1) // GROUP
-        blocks = (m + BLOCK - 1) // BLOCK
+        # One where there are no rows: the size is a quotient by it.
+        blocks = T.max((m + BLOCK - 1) // BLOCK, T.int64(1))
         # Blocks as equal as whole tiles allow.
         size = (m + blocks * TILE - 1) // (blocks * TILE) * TILE
         for t in T.parallel(blocks * groups):
@@ -133,23 +147,22 @@ def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> 
             i = t % blocks * size
             count = T.max(T.min(size, m - i), T.int64(0))
             here = T.min(T.int64(GROUP), panels - n)
-            for u in range(here // pair):
-                whole(count // TILE, rows, columns, A, W, B, Y, i, n + u * pair)
-            # 1 to 5 rows are left over: tiles of 4, 2 and 1.
+            # 1 to 5 rows are left over: tiles of 4, 2 and 1, while the panel is near.
             rest = count % TILE
             j = i + count - rest
-            if rest >= 4:
-                for u in range(here // few):
-                    tile(4, few, rows, columns, A, W, B, Y, j, n + u * few)
-            if rest % 4 >= 2:
-                for u in range(here // few):
-                    tile(2, few, rows, columns, A, W, B, Y, j + rest // 4 * 4, n + u * few)
-            if rest % 2 == 1:
-                for u in range(here // few):
-                    tile(1, few, rows, columns, A, W, B, Y, j + rest - 1, n + u * few)
+            for u in range(here // few):
+                for p in range(few // pair):
+                    whole(count // TILE, rows, A, W, B, Y, i, n + u * few + p * pair)
+                if rest >= 4:
+                    for p in range(few // tall):
+                        tile(4, tall, rows, A, W, B, Y, j, n + u * few + p * tall)
+                if rest % 4 >= 2:
+                    tile(2, few, rows, A, W, B, Y, j + rest // 4 * 4, n + u * few)
+                if rest % 2 == 1:
+                    tile(1, few, rows, A, W, B, Y, j + rest - 1, n + u * few)
 
     @T.inline
-    def body(m: Any, rows: Any, columns: Any, X: Any, W: Any, B: Any, Y: Any) -> None:
+    def body(m: Any, rows: Any, X: Any, W: Any, B: Any, Y: Any) -> None:
         if staged:
             A = T.alloc_buffer((m, columns), "float32")
             for i in T.parallel(m):
@@ -157,35 +170,35 @@ def _kernel(dtype: str, out_dtype: str, has_bias: bool, pair: int, few: int) -> 
                     A[i, at(p * LANES, LANES)] = widen(X[i, at(p * LANES, LANES)])
                 for k in range(columns % LANES):
                     A[i, columns // LANES * LANES + k] = widen(X[i, columns // LANES * LANES + k])
-            multiply(m, rows, columns, A, W, B, Y)
+            multiply(m, rows, A, W, B, Y)
         else:
-            multiply(m, rows, columns, X, W, B, Y)
+            multiply(m, rows, X, W, B, Y)
 
     if has_bias:
 
         @T.prim_func(private=True, s_tir=True)
         def with_bias(x: T.handle, w: T.handle, offset: T.handle, y: T.handle) -> None:
             T.func_attr({"tirx.noalias": True})
-            b, s, rows, columns, panels = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+            b, s, rows, panels = T.int64(), T.int64(), T.int64(), T.int64()
             X = T.match_buffer(x, (b, s, columns), dtype)
             W = T.match_buffer(w, (panels, columns, LANES), dtype)
             B = T.match_buffer(offset, (rows,), dtype)
             Y = T.match_buffer(y, (b, s, rows), out_dtype)
             flat_x = T.decl_buffer((b * s, columns), dtype, data=X.data)
             flat_y = T.decl_buffer((b * s, rows), out_dtype, data=Y.data)
-            body(b * s, rows, columns, flat_x, W, B, flat_y)
+            body(b * s, rows, flat_x, W, B, flat_y)
 
         return with_bias
 
     @T.prim_func(private=True, s_tir=True)
     def without_bias(x: T.handle, w: T.handle, y: T.handle) -> None:
         T.func_attr({"tirx.noalias": True})
-        b, s, rows, columns, panels = T.int64(), T.int64(), T.int64(), T.int64(), T.int64()
+        b, s, rows, panels = T.int64(), T.int64(), T.int64(), T.int64()
         X = T.match_buffer(x, (b, s, columns), dtype)
         W = T.match_buffer(w, (panels, columns, LANES), dtype)
         Y = T.match_buffer(y, (b, s, rows), out_dtype)
         flat_x = T.decl_buffer((b * s, columns), dtype, data=X.data)
         flat_y = T.decl_buffer((b * s, rows), out_dtype, data=Y.data)
-        body(b * s, rows, columns, flat_x, W, W, flat_y)
+        body(b * s, rows, flat_x, W, W, flat_y)
 
     return without_bias
