@@ -23,7 +23,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from harness.measure.fast import NARROW
 from harness.measure.taps import block_widths, embed_widths, head_widths
+from harness.measure.widening import narrowed, widen
 from harness.subjects.protocol import Array
 
 PartName = Literal["embed", "block", "head", "attend"]
@@ -105,9 +107,14 @@ class Steps:
         name = self.function[key]
         arguments = []
         for argument in self.arguments[name]:
-            wanted = np.int32 if argument == "ids" else BY_NAME[self.dtype].numpy
-            with np.errstate(over="ignore"):
-                array = np.ascontiguousarray(np.asarray(values[argument]).astype(wanted))
+            given = np.asarray(values[argument])
+            if argument == "ids":
+                array = np.ascontiguousarray(given.astype(np.int32))
+            elif self.dtype == "float32" and given.dtype.name in NARROW:
+                array = np.empty(given.shape, np.float32)
+                widen(given, array)
+            else:
+                array = narrowed(np.ascontiguousarray(given), BY_NAME[self.dtype].numpy)
             arguments.append(tvm.runtime.tensor(array))
         return np.asarray(self.machine()[name](*arguments).numpy())
 

@@ -14,6 +14,7 @@ from harness.diagnose.steps import HEALTHY, Steps, library_steps
 from harness.diagnose.weights import faulty_parameters, healthy_parameters
 from harness.measure.oracle import flat
 from harness.measure.statistics import LARGEST, Float
+from harness.measure.widening import narrowed
 from harness.subjects.protocol import Array
 
 PRECISION = "precision"
@@ -52,9 +53,9 @@ class _Tap(_Stage):
         seen = self.seen
         if seen.probe is None:
             return flat(steps.run(key, {**seen.inputs, **weights}))
-        held = BY_NAME[self.storage].numpy
+        held = np.dtype(BY_NAME[self.storage].numpy)
         # The context is rounded as the subject rounds it: what underflows there underflows here.
-        return seen.probe(lambda q, k, v: steps.run(key, {"q": q, "k": k, "v": v}).astype(held))
+        return seen.probe(lambda q, k, v: narrowed(steps.run(key, {"q": q, "k": k, "v": v}), held))
 
     def planted(self, steps: Steps, fault: str) -> Float | None:
         """Return the tap with a fault, or ``None`` where it wants weights that are not there."""

@@ -17,6 +17,7 @@ import numpy as np
 
 from harness.checkpoint.dtypes import BY_NAME
 from harness.measure.statistics import LARGEST, Float
+from harness.measure.widening import widened
 from harness.subjects.protocol import Array
 
 Attend = Callable[[Array, Array, Array], Array]
@@ -104,7 +105,7 @@ def _log_probabilities(
             k[index, :, :, 0] = keys[row].astype(dtype)[:, None]
             for component, key in enumerate(asked):
                 v[index, key, :, component] = 1
-        context = np.asarray(attend(q, k, v)).astype(np.float64)
+        context = widened(np.asarray(attend(q, k, v)))
         context = context.reshape(len(some), query_length, shape.n_heads, dim)
         # An underflow is an error of unknown size; the smallest double keeps it finite, and large.
         logs = np.log(np.maximum(context.transpose(0, 2, 1, 3), np.finfo(np.float64).tiny))

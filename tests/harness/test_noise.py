@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,11 @@ def as_subject(oracle: Oracle, part: Part, order: Order, tap: str, inputs: Any) 
     )  # fmt: skip
 
 
+def _rounded_once(order: Order) -> Order:
+    """Leave out a rounding to storage, which is no noise of accumulation."""
+    return replace(order, norm=replace(order.norm, round_normalised=False))
+
+
 @pytest.mark.parametrize("dtype", STORAGE_DTYPES)
 def test_no_legitimate_order_needs_to_be_asked(checkpoint: Checkpoint, dtype: str) -> None:
     config = MPTConfig.from_dict(CONFIG)
@@ -67,7 +73,7 @@ def test_no_legitimate_order_needs_to_be_asked(checkpoint: Checkpoint, dtype: st
     # The inputs of every step, rounded as a subject holds them.
     taps = {"input": stream, **part.chain(oracle.orders[0], stream)}
     every = (*legitimate_orders(dtype, **WIDE), *held_out_orders(dtype, **WIDE))  # type: ignore[arg-type]
-    orders = [order for order in every if order.compute != GOLDEN.compute]
+    orders = [_rounded_once(order) for order in every if order.compute != GOLDEN.compute]
     factors = shipped()
     beyond = {}
     for tap in (name for name in taps if name != "input"):

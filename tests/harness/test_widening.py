@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from harness.measure.widening import WORTH, widen, widened
+from harness.measure.widening import WORTH, narrowed, widen, widened
 
 ROWS, COLUMNS = 8, WORTH
 Half = NDArray[np.float16]
@@ -65,3 +65,17 @@ def test_every_value(dtype: type) -> None:
     given = np.arange(2**16, dtype=np.uint16).view(dtype)
     with np.errstate(invalid="ignore"):
         assert np.array_equal(widened(given), given.astype(np.float64), equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32])
+def test_narrowing_rounds_as_numpy_does(kind: type) -> None:
+    bits = np.random.default_rng(2).integers(0, 2**32, 64 * WORTH, dtype=np.uint32)
+    # Every exponent, ties between two halves, what overflows, what is not finite.
+    given = np.concatenate([bits.view(np.float32), np.arange(WORTH, dtype=np.float32) + 2049])
+    with np.errstate(over="ignore", invalid="ignore"):
+        expected = given.astype(kind)
+    found = narrowed(given, np.dtype(kind))
+    assert found.dtype == expected.dtype
+    assert np.array_equal(np.isnan(found), np.isnan(expected))
+    numbers = ~np.isnan(expected)
+    assert found[numbers].tobytes() == expected[numbers].tobytes()
