@@ -148,3 +148,14 @@ def test_a_fault_over_the_past_is_never_passed_over(raw):
         wired = changed.isdisjoint({"block", "split", "split_heads", "merge_heads"})
         assert bool(over_a_past(raw, faulty)) == (scaled and wired), fault.name
     assert seen > 30
+
+
+def test_another_sum_of_the_stream_sees_products_that_are_not_rounded(raw):
+    commuted = dataclasses.replace(FAST, residual=lambda x, update: FAST.residual(update, x))
+    config = MPTConfig.from_dict(raw(d_model=96, n_layers=1, vocab_size=64))
+    with resolve("cuda"):
+        found = names(build_graph(config, "float16", lambda layer: commuted).module)
+    # Both products of the block, and the logits; the rounded ones are taps.
+    wide = [name for name in found if name.startswith("mpt_gemm_float16_float32_96x")]
+    assert len(wide) == 2
+    assert not [name for name in found if "_residual_" in name]

@@ -203,6 +203,11 @@ def join(
     update = tap(at, ops.linear(x, linear))
     if untouched(ops, "linear", "residual"):
         return finished(x, linear, residual=hidden)
+    if untouched(ops, "linear") and products.fits(x.dtype, linear.rows, linear.columns):
+        # Another sum sees what the kernel's own would see: a product that is not rounded yet.
+        wide = products.gemm(x, linear.weight, linear.bias, out_dtype="float32")
+        joined = ops.residual(hidden, wide)
+        return joined if joined.dtype == hidden.dtype else rounded(joined, hidden.dtype)
     return ops.residual(hidden, update)
 
 
