@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import tvm
 import tvm_ffi
 from tvm import relax
 
-from relax_impl import index
+from relax_impl import index, sealed
 from relax_impl.config import MPTConfig
 from relax_impl.graph import Function, Graph, LayerOperations, build_graph
 from relax_impl.kernels import cuda
@@ -22,6 +21,7 @@ from relax_impl.kernels.cpu import FAST
 from relax_impl.kernels.cuda.library import attach
 from relax_impl.kernels.parsing import quick_inlining
 from relax_impl.layout import Layout
+from relax_impl.objects import link
 from relax_impl.operations import PLAIN, Operations
 from relax_impl.target import is_hopper, resolve, use_all_cores
 
@@ -61,6 +61,10 @@ def cache_directory() -> Path:
     return Path(base) / "mpt-conformance"
 
 
+OBJECTS = "objects"
+"""Where, in the cache directory, compiled kernels are kept."""
+
+
 def cache_key(module: tvm.IRModule, target: tvm.target.Target) -> str:
     """Digest of all that decides what the library computes: module, target and compiler.
 
@@ -98,7 +102,7 @@ def default_roundings(config: MPTConfig, dtype: str, target: str) -> dict[str, s
     return {"scores": "float32", "probabilities": "float32"}
 
 
-PIPELINE_VERSION = "1"
+PIPELINE_VERSION = "2"
 """Raised when `pipeline` changes: it is not part of the module."""
 
 
@@ -132,42 +136,17 @@ def pipeline(target: tvm.target.Target) -> tvm.transform.Pass:
 
 
 def write_library(graph: Graph, target: tvm.target.Target, path: Path) -> None:
-    """Compile into `path`; another process never sees half of it."""
-    module = attach(graph.module, target) if target.kind.name == "cuda" else graph.module
+    """Compile into `path`, which is written whole and sealed."""
+    if target.kind.name == "llvm":
+        link(graph.module, target, pipeline(target), path, cache_directory() / OBJECTS)
+        return
     built = tvm.compile(
-        module, target=target, relax_pipeline=pipeline(target), tir_pipeline="s_tir"
+        attach(graph.module, target),
+        target=target,
+        relax_pipeline=pipeline(target),
+        tir_pipeline="s_tir",
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(suffix=".so", prefix=".", dir=path.parent)
-    os.close(handle)
-    try:
-        built.export_library(unfinished)
-        os.replace(unfinished, path)
-    finally:
-        Path(unfinished).unlink(missing_ok=True)
-    _replace(_seal(path), hashlib.sha256(path.read_bytes()).hexdigest().encode())
-
-
-def _seal(path: Path) -> Path:
-    return path.with_suffix(".sha256")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, unfinished = tempfile.mkstemp(prefix=".", dir=path.parent)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(unfinished, path)
-
-
-def _intact(path: Path) -> bool:
-    """Whether the library is the one that was written.
-
-    Asked before loading: mapping a truncated library kills the process.
-    """
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest() == _seal(path).read_text()
-    except (OSError, UnicodeDecodeError):
-        return False
+    sealed.write(path, built.export_library)
 
 
 def load_library(path: Path, target: tvm.target.Target) -> Any:
@@ -211,17 +190,17 @@ def compile_model(
     made_of = (config, dtype, str(resolved), whole)
     note = None if operations else index.note(cache_directory(), *made_of)
     known = index.read(note) if note else None
-    if known is None or not _intact(cache_directory() / known.library):
+    if known is None or not sealed.intact(cache_directory() / known.library):
         best = default_operations(target)
         with resolved, quick_inlining():
             graph = build_graph(config, dtype, operations or (lambda layer: best), whole=whole)
         path = cache_directory() / f"{cache_key(graph.module, resolved)}.so"
-        cached = _intact(path)
+        cached = sealed.intact(path)
         if not cached:
             write_library(graph, resolved, path)
         known = index.Known(path.name, graph.functions, graph.variants, graph.layout)
         if note:
-            _replace(note, index.encoded(known))
+            sealed.replace(note, index.encoded(known))
     else:
         cached = True
     path = cache_directory() / known.library

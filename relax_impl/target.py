@@ -29,6 +29,15 @@ def use_all_cores() -> None:
         os.environ["TVM_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
 
 
+def threads() -> int:
+    """Return how many threads the user lets the runtime have; all cores where nothing is said."""
+    for name in ("TVM_NUM_THREADS", "OMP_NUM_THREADS"):
+        said = os.environ.get(name, "")
+        if said.isdecimal() and int(said):
+            return int(said)
+    return len(os.sched_getaffinity(0))
+
+
 def host() -> Target:
     """The machine this runs on, with every instruction set it has.
 

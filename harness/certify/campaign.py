@@ -27,8 +27,8 @@ _ASIDE = {
 """Rooms that no verdict hangs on."""
 _DOORS = {"cli.py", "pytest_plugin.py"}
 """What of the engine only takes words and gives them back."""
-PIECE = 4
-"""Faults of one exposure that a process checks in a row: they share golden and orders."""
+WHOLE = 12
+"""Faults of one exposure that one process checks in a row: they share golden and orders."""
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,31 @@ def _healthy(seed: int | None, plan: Plan) -> list[HealthyRun]:
 def _pieces(
     faults: Sequence[tuple[str, int | None]],
 ) -> Iterator[tuple[tuple[str, int | None], ...]]:
-    """Group faults by exposure, in pieces; what shows over a cache only stays in one.
+    """Group faults, so that what a group shares is made once, by one process.
 
-    The templates of the paths are dear to make, and one process makes them.
+    That is golden and orders of an exposure, and the templates of the tap that a fault shows at:
+    many faults of one exposure are parted by their taps. The long groups come first, and those that
+    can be filled in anywhere last.
     """
-    by_exposure: dict[tuple[str, bool], list[tuple[str, int | None]]] = {}
+    by_exposure: dict[str, list[tuple[str, int | None]]] = {}
     for name, layer in faults:
-        fault = library()[name]
-        cached = fault.first_tap.startswith(PATHS)
-        by_exposure.setdefault((fault.exposure, cached), []).append((name, layer))
-    order = sorted(by_exposure.items(), key=lambda item: (not item[0][1], -len(item[1])))
-    for (_, cached), group in order:
-        size = len(group) if cached else PIECE
-        for at in range(0, len(group), size):
-            yield tuple(group[at : at + size])
+        by_exposure.setdefault(library()[name].exposure, []).append((name, layer))
+    whole, parted = [], []
+    for group in by_exposure.values():
+        if len(group) <= WHOLE:
+            whole.append(tuple(group))
+            continue
+        by_tap: dict[tuple[str, int | None], list[tuple[str, int | None]]] = {}
+        for name, layer in group:
+            tap = library()[name].first_tap
+            key = (PATHS, None) if tap.startswith(PATHS) else (tap, layer)
+            by_tap.setdefault(key, []).append((name, layer))
+        # Templates of the paths are the dearest.
+        parted += sorted(by_tap.items(), key=lambda item: (item[0][0] != PATHS, -len(item[1])))
+    dear = [tuple(group) for (tap, _), group in parted if tap == PATHS]
+    yield from dear
+    yield from sorted(whole, key=len, reverse=True)
+    yield from (tuple(group) for (tap, _), group in parted if tap != PATHS)
 
 
 def run(

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -69,6 +70,13 @@ class Scene:
     gain_factor: float
     alpha: float
     around: Callable[[Template], Scene] | None = None
+
+    @cached_property
+    def healthy(self) -> Float:
+        """What the orders differ by from the golden, ``(orders, elements)``; 0 if not finite."""
+        # Every template is projected on it.
+        differences = [np.where(np.isfinite(o), o - self.golden, 0.0).ravel() for o in self.orders]
+        return np.stack(differences) if differences else np.zeros((0, self.golden.size))
 
 
 @dataclass(frozen=True)
@@ -177,12 +185,8 @@ def _one(scene: Scene, template: Template, count: int) -> Match | None:
     length = _length(direction)
     if length == 0.0:
         return None
-    unit = direction / length
-    along = float((error * unit).sum())
-    healthy = [
-        float((np.where(np.isfinite(order), order - golden, 0.0) / noise * unit).sum())
-        for order in scene.orders
-    ]
+    along = float(np.vdot(error, direction)) / length
+    healthy = scene.healthy @ (direction / (noise * length)).ravel()
     size = _length(error)
     left = error - direction
     if template.orders is not None and scene.around is not None and along > length / 2.0:
@@ -191,7 +195,7 @@ def _one(scene: Scene, template: Template, count: int) -> Match | None:
     found = Match(
         fault=template.fault,
         coefficient=along / length,
-        uncertainty=bound(healthy, count, scene.gain_factor, scene.alpha) / length,
+        uncertainty=bound(healthy.tolist(), count, scene.gain_factor, scene.alpha) / length,
         explained=(along / size) ** 2 if size > 0 else 0.0,
         ratio=math.inf,
         left=float((left * left).mean()),

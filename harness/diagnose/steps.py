@@ -13,12 +13,9 @@ round twice.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -305,25 +302,14 @@ def _machine(module: Any, target: Any) -> Any:
     import tvm
     from tvm import relax
 
-    from relax_impl.compile import cache_directory, cache_key
+    from relax_impl import sealed
+    from relax_impl.compile import OBJECTS, cache_directory, cache_key
+    from relax_impl.objects import link
 
     path = cache_directory() / "diagnosis" / f"{cache_key(module, target)}.so"
-    if not path.exists():
-        with target:
-            built = tvm.compile(
-                module,
-                target=target,
-                relax_pipeline=relax.pipeline.get_default_pipeline(target),
-                tir_pipeline="s_tir",
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(suffix=".so", prefix=".", dir=path.parent)
-        os.close(handle)
-        try:
-            built.export_library(unfinished)
-            os.replace(unfinished, path)
-        finally:
-            Path(unfinished).unlink(missing_ok=True)
+    if not sealed.intact(path):
+        passes = relax.pipeline.get_default_pipeline(target)
+        link(module, target, passes, path, cache_directory() / OBJECTS)
     return relax.VirtualMachine(tvm.runtime.load_module(str(path)), tvm.cpu())
 
 
