@@ -12,7 +12,7 @@ from harness.gate import baseline
 from harness.gate.certificates import certificate_finding
 from harness.gate.drift import alarms
 from harness.gate.findings import CellResult, Finding, GateResult
-from harness.gate.policy import Policy, Required
+from harness.gate.policy import Policy, Required, Runs
 from harness.gate.waivers import Waiver, covering
 from harness.judge.factors import Factors
 from harness.ledger.identity import factors as factors_digest
@@ -27,6 +27,8 @@ from harness.ledger.records import (
 
 _CUTS = ("--layers", "--max-tokens")
 """Options of `check` that leave out a part of the model or of its inputs."""
+_CLOCKS = timedelta(minutes=5)
+"""What the clocks of two hosts may be apart."""
 
 
 @dataclass(frozen=True)
@@ -136,16 +138,18 @@ def speaking_runs(
         if found and not mine:
             text = f"run {found[-1].id} was judged by other factors ({found[-1].factors[:12]})"
         found = mine
-    whole = [run for run in found if run.verdict != "conforms" or not shortfall(run)]
+    whole = [run for run in found if run.verdict != "conforms" or not shortfall(run, policy.runs)]
     if found and not whole:
-        text = f"run {found[-1].id} {shortfall(found[-1])}"
+        text = f"run {found[-1].id} {shortfall(found[-1], policy.runs)}"
     found = whole
     if policy.runs.max_age_days is not None:
         oldest = release.at - timedelta(days=policy.runs.max_age_days)
-        young = [run for run in found if datetime.fromisoformat(run.created) >= oldest]
-        if found and not young:
+        past = [run for run in found if _made(run) <= release.at + _CLOCKS]
+        if found and not past:
+            text = f"run {found[-1].id} is dated {found[-1].created}, which is still to come"
+        found = [run for run in past if _made(run) >= oldest]
+        if past and not found:
             text = f"the newest run is older than {policy.runs.max_age_days:g} days"
-        found = young
     if not found:
         return [], Finding("run", "not-proven", f"not proven: {why or text}")
     newest = found[-1]
@@ -153,14 +157,19 @@ def speaking_runs(
     return same or [newest], Finding("run", "pass", f"run {newest.id}")
 
 
-def shortfall(run: Run) -> str:
+def _made(run: Run) -> datetime:
+    return datetime.fromisoformat(run.created)
+
+
+def shortfall(run: Run, accepted: Runs) -> str:
     """Return why a run that conforms proves nothing; empty if it does prove.
 
     What such a run finds wrong is wrong all the same.
     """
     if run.fault:
         return f"was of a planted fault, {run.fault}"
-    cut = [word for word in _CUTS if word in run.reproduce.split()]
+    cuts = _CUTS if accepted.prompts == "any" else (*_CUTS, "--prompts")
+    cut = [word for word in cuts if word in run.reproduce.split()]
     return f"left out a part of the check ({', '.join(cut)})" if cut else ""
 
 
@@ -175,7 +184,7 @@ def _found(
     before = [
         baseline.of_limit(values[run.id])
         for run in history.runs[: _index(history.runs, newest)]
-        if run.verdict == "conforms" and not shortfall(run)
+        if run.verdict == "conforms" and not shortfall(run, policy.runs)
     ][-policy.drift.baseline_runs :]
     if before:
         grown = baseline.growth(now, baseline.rolling(before), newest.dtype, factors)

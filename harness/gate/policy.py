@@ -42,11 +42,14 @@ class Runs(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     With ``commit`` ``"same"`` only those of the commit that is released, and all of them: a
     divergence is not outvoted by a later success on the same commit. With ``factors`` ``"same"``
-    only those that were judged by the limits of this very package.
+    only those that were judged by the limits of this very package. With ``prompts`` ``"shipped"``
+    only those that ran the prompts of this package: a prompt of one token conforms without showing
+    much. With ``max_age_days`` none that is older, and none of a time that is still to come.
     """
 
     commit: Literal["same", "any"] = "same"
     factors: Literal["same", "any"] = "same"
+    prompts: Literal["shipped", "any"] = "any"
     max_age_days: float | None = None
 
 

@@ -38,6 +38,20 @@ def test_a_run_that_could_not_fail_does_not_speak(gate, policy, ledger, column, 
     assert ran.code == 3 and said in ran.findings()["run"]["text"]
 
 
+def test_prompts_of_ones_own_speak_where_the_policy_takes_them(gate, policy, ledger):
+    change(ledger, "UPDATE conform_run SET reproduce = 'mpt-conform check x --prompts one.npy'")
+    assert gate(policy(CELL, more=ANY), ledger).code == 0
+    ran = gate(policy(CELL, more=ANY + 'prompts = "shipped"'), ledger)
+    assert ran.code == 3 and "(--prompts)" in ran.findings()["run"]["text"]
+
+
+def test_a_run_of_a_time_to_come_does_not_speak(gate, policy, ledger):
+    change(ledger, "UPDATE conform_run SET created = '2099-01-01T00:00:00+00:00'")
+    assert gate(policy(CELL, more=ANY), ledger).code == 0
+    ran = gate(policy(CELL, more=ANY + "max_age_days = 30.0"), ledger)
+    assert ran.code == 3 and "still to come" in ran.findings()["run"]["text"]
+
+
 def test_a_run_of_other_limits_does_not_speak(gate, policy, ledger):
     change(ledger, "UPDATE conform_run SET factors = 'abcdef'")
     assert gate(policy(CELL), ledger).code == 0
