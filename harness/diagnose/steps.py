@@ -20,9 +20,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from harness.measure.fast import NARROW
 from harness.measure.taps import block_widths, embed_widths, head_widths
-from harness.measure.widening import narrowed, widen
+from harness.measure.widening import converted
 from harness.subjects.protocol import Array
 
 PartName = Literal["embed", "block", "head", "attend"]
@@ -107,11 +106,8 @@ class Steps:
             given = np.asarray(values[argument])
             if argument == "ids":
                 array = np.ascontiguousarray(given.astype(np.int32))
-            elif self.dtype == "float32" and given.dtype.name in NARROW:
-                array = np.empty(given.shape, np.float32)
-                widen(given, array)
             else:
-                array = narrowed(np.ascontiguousarray(given), BY_NAME[self.dtype].numpy)
+                array = converted(np.ascontiguousarray(given), BY_NAME[self.dtype].numpy)
             arguments.append(tvm.runtime.tensor(array))
         return np.asarray(self.machine()[name](*arguments).numpy())
 

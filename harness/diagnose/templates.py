@@ -14,7 +14,7 @@ from harness.diagnose.steps import HEALTHY, Steps, library_steps
 from harness.diagnose.weights import faulty_parameters, healthy_parameters
 from harness.measure.oracle import flat
 from harness.measure.statistics import LARGEST, Float
-from harness.measure.widening import narrowed
+from harness.measure.widening import converted
 from harness.subjects.protocol import Array
 
 PRECISION = "precision"
@@ -55,7 +55,7 @@ class _Tap(_Stage):
             return flat(steps.run(key, {**seen.inputs, **weights}))
         held = np.dtype(BY_NAME[self.storage].numpy)
         # The context is rounded as the subject rounds it: what underflows there underflows here.
-        return seen.probe(lambda q, k, v: narrowed(steps.run(key, {"q": q, "k": k, "v": v}), held))
+        return seen.probe(lambda q, k, v: converted(steps.run(key, {"q": q, "k": k, "v": v}), held))
 
     def planted(self, steps: Steps, fault: str) -> Float | None:
         """Return the tap with a fault, or ``None`` where it wants weights that are not there."""

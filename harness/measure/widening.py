@@ -40,12 +40,10 @@ def widen(source: NDArray[Any], out: NDArray[Any]) -> None:
 
 def widened(source: NDArray[Any]) -> NDArray[np.float64]:
     """Return a copy in float64."""
-    result = np.empty(source.shape, np.float64)
-    widen(source, result)
-    return result
+    return converted(source, np.dtype(np.float64))
 
 
-def narrowed(source: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
+def converted(source: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
     """Return an array in another float dtype, rounded to nearest; what is too large is infinite.
 
     Parameters
@@ -55,6 +53,14 @@ def narrowed(source: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
     kind
         Any float dtype; bfloat16 as ml_dtypes has it.
     """
+    if kind.itemsize > source.itemsize:
+        wide = np.empty(source.shape, kind)
+        widen(source, wide)
+        return wide
+    return _narrowed(source, kind)
+
+
+def _narrowed(source: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
     known = source.dtype == np.float32 and source.dtype.isnative and source.flags.c_contiguous
     if not known or kind.name != "float16" or source.size < WORTH:
         with np.errstate(over="ignore", invalid="ignore"):

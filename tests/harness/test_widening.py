@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from harness.measure.widening import WORTH, narrowed, widen, widened
+from harness.measure.widening import WORTH, converted, widen, widened
 
 ROWS, COLUMNS = 8, WORTH
 Half = NDArray[np.float16]
@@ -74,7 +74,7 @@ def test_narrowing_rounds_as_numpy_does(kind: type) -> None:
     given = np.concatenate([bits.view(np.float32), np.arange(WORTH, dtype=np.float32) + 2049])
     with np.errstate(over="ignore", invalid="ignore"):
         expected = given.astype(kind)
-    found = narrowed(given, np.dtype(kind))
+    found = converted(given, np.dtype(kind))
     assert found.dtype == expected.dtype
     assert np.array_equal(np.isnan(found), np.isnan(expected))
     numbers = ~np.isnan(expected)
