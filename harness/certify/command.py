@@ -11,6 +11,7 @@ import msgspec
 from harness.certify.campaign import Plan, factors_digest, run, sampled, stamp
 from harness.certify.certificate import Certificate, certify, fallen, read_certificate
 from harness.certify.healthy import FIRST_SEED, require_disjoint
+from harness.certify.lines import cost
 from harness.certify.planting import confined_layer
 from harness.certify.results import Record
 from harness.environment import environment
@@ -79,6 +80,7 @@ def make_certificate(
     )
     mark = stamp(options.target)
     runs = run(plan, Record(options.record, mark), progress, options.processes)
+    progress(f"of one process: {cost(runs)}")
     certificate = certify(
         runs,
         target=options.target,

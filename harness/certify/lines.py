@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from harness.certify.certificate import Certificate, Share
+from harness.certify.results import FaultRun, HealthyRun, Run
 
 
 def share(value: Share) -> str:
@@ -30,6 +32,21 @@ def table(certificate: Certificate) -> str:
         for name, rival in c.rivals.items()
     ]
     return "\n".join(rows)
+
+
+def cost(runs: Sequence[Run]) -> str:
+    """Return how long a campaign took, in seconds of one process, each result counted once."""
+    faults = [run for run in runs if isinstance(run, FaultRun)]
+    kinds: dict[str, list[Any]] = {
+        "faults in every layer": [run for run in faults if run.layer is None],
+        "faults in one layer": [run for run in faults if run.layer is not None],
+        "healthy runs": [run for run in runs if isinstance(run, HealthyRun)],
+    }
+    return ", ".join(
+        f"{len(some)} {kind} {sum(run.seconds for run in some):.0f} s"
+        for kind, some in kinds.items()
+        if some
+    )
 
 
 def lines(certificate: Certificate) -> Iterator[str]:

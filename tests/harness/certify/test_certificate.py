@@ -21,7 +21,7 @@ from harness.certify.certificate import (
     read_certificate,
 )
 from harness.certify.healthy import HEAD_DIMS, VOCABULARIES, certified_config, require_disjoint
-from harness.certify.lines import lines
+from harness.certify.lines import cost, lines
 from harness.certify.page import page
 from harness.certify.planting import confined_layer, mechanism
 from harness.certify.results import FaultRun, HealthyRun, Record
@@ -309,3 +309,14 @@ def test_certified_configs_are_none_of_the_calibration() -> None:
     assert not {raw["d_model"] // raw["n_heads"] for raw in drawn} & set(HEAD_DIMS)
     certified = [certified_config(np.random.default_rng(seed)) for seed in range(50)]
     assert not any(raw in drawn for raw in certified)
+
+
+def test_a_campaign_says_what_it_cost():
+    runs = [
+        fault("a", seconds=2.0), fault("a", layer=1, seconds=3.5), fault("b", seconds=4.4),
+        healthy("seed 1", seconds=7.0),
+    ]  # fmt: skip
+    assert (
+        cost(runs) == "2 faults in every layer 6 s, 1 faults in one layer 4 s, 1 healthy runs 7 s"
+    )
+    assert cost(runs[:1]) == "1 faults in every layer 2 s"
