@@ -127,20 +127,16 @@ class _Writer:
         """Add a function; return whether the variant has this tap.
 
         What fails to be written, such as a fault of a layer that the config does not have, is not a
-        variant of this model. It is tried in a scratch builder first: the other one would keep half
-        a function.
+        variant of this model.
         """
-        from tvm import relax
-
         try:
-            self._write(relax.BlockBuilder(), name, variant)
+            self._write(name, variant)
         except Exception:
             # A mutation may do anything with what it does not find.
             return False
-        self._write(self.builder, name, variant)
         return True
 
-    def _write(self, builder: Any, name: str, variant: Variant) -> None:
+    def _write(self, name: str, variant: Variant) -> None:
         from tvm import tirx
         from tvm.relax.frontend.nn import Tensor
 
@@ -153,13 +149,20 @@ class _Writer:
             ]
             return Tensor.placeholder(dimensions, dtype, key.replace(".", "_"))
 
+        builder = self.builder
         inputs, parameters, emit = _arguments(self.part, variant, self.dtype, tensor)
         for key, parameter in parameters.items():
             parameter._expr = tensor(key, parameter.shape)._expr
         variables = [i._expr for i in inputs.values()] + [p._expr for p in parameters.values()]
         with builder.function(name, variables):
-            with builder.dataflow():
-                value = builder.emit_output(emit(inputs, self.tap)._expr)
+            try:
+                with builder.dataflow():
+                    value = builder.emit_output(emit(inputs, self.tap)._expr)
+            except Exception:
+                # Else the next function would be written inside of this one.
+                builder._end_block()
+                builder.end_scope()
+                raise
             builder.emit_func_output(value)
         self.names[name] = (*inputs, *parameters)
         self.sizes[name] = {
