@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import math
@@ -205,25 +206,30 @@ PEERS = {
 PROTOCOLS = {"back-to-back": 0.0, "pauses of 100 ms": 0.1}
 
 
+def timed(run: Callable[[], Any], rounds: int, pause: float = 0.0, warm: int = 3) -> float:
+    """Median milliseconds between events of the device, with `pause` seconds before each run."""
+    marks = []
+    for _ in range(rounds + warm):
+        time.sleep(pause)
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        run()
+        end.record()
+        if pause:
+            torch.cuda.synchronize()
+        marks.append((start, end))
+    torch.cuda.synchronize()
+    return round(statistics.median(start.elapsed_time(end) for start, end in marks[warm:]), 3)
+
+
 def milliseconds(forwards: dict[str, Forward], ids: torch.Tensor, rounds: int) -> dict[str, Any]:
     """Median times, per protocol and implementation; they take turns, each with its own warm-up."""
     result: dict[str, Any] = {}
     for protocol, pause in PROTOCOLS.items():
-        result[protocol] = {}
-        for name, forward in forwards.items():
-            marks = []
-            for _ in range(rounds + 3):
-                time.sleep(pause)
-                start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                start.record()
-                forward(ids)
-                end.record()
-                if pause:
-                    torch.cuda.synchronize()
-                marks.append((start, end))
-            torch.cuda.synchronize()
-            times = [start.elapsed_time(end) for start, end in marks[3:]]
-            result[protocol][name] = round(statistics.median(times), 3)
+        result[protocol] = {
+            name: timed(functools.partial(forward, ids), rounds, pause)
+            for name, forward in forwards.items()
+        }
     return result
 
 

@@ -3,15 +3,15 @@
 Part of `gpu.py --decode`. Every sequence holds the same number of random keys and values, the same
 for both. The peer is PyTorch's functions over a cache of fixed size, with SDPA under a bias, whose
 whole step is one CUDA graph; the port is called as a deployment calls it, `extend` and `head`, and
-once more with these two as one CUDA graph, which this benchmark captures. The position is read on
-the device, so that one graph serves all steps: it is also replayed one token further back, and must
-give the bits of the calls.
+once more with these two as one CUDA graph, captured as a deployment captures it. The position is
+read on the device, so that one graph serves all steps: it is also replayed one token further back,
+and must give the bits of the calls.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -131,18 +131,16 @@ def port(weights: Weights, raw: dict[str, Any], held: list[torch.Tensor], past: 
 
 def port_graphed(step: Any, ids: torch.Tensor) -> tuple[Step, bool]:
     """Capture the port's step; also whether replays give the same bits at two positions."""
-    import tvm_ffi
+    import tvm
 
-    for _ in range(3):
-        step(ids)
+    from relax_impl.kernels.cuda.captured import Graph
+
     torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    # What the runtime allocates comes from its pool, which the calls before have filled.
-    with tvm_ffi.use_torch_stream(torch.cuda.graph(graph, capture_error_mode="relaxed")):
-        logits = step(ids)
+    graph = Graph(tvm.cuda(0), lambda: step(ids))
+    logits = graph.result
 
     def replay(_: torch.Tensor) -> torch.Tensor:
-        graph.replay()
+        graph.launch(torch.cuda.current_stream().cuda_stream)
         return logits
 
     # Further back a step writes over what the cache holds.
@@ -151,7 +149,7 @@ def port_graphed(step: Any, ids: torch.Tensor) -> tuple[Step, bool]:
     for back in (0, 1):
         step.lengths.sub_(back)
         called = step(ids).clone()
-        graph.replay()
+        replay(ids)
         torch.cuda.synchronize()
         same = same and torch.equal(called, logits)
         step.lengths.add_(back)
@@ -164,7 +162,7 @@ def measure(
     weights: Weights, raw: dict[str, Any], pasts: list[int], batches: list[int], rounds: int
 ) -> dict[str, Any]:
     """Time steps behind caches of every size, for every batch; print a table."""
-    from gpu import profile
+    from gpu import profile, timed
 
     result: dict[str, Any] = {}
     for batch in batches:
@@ -188,21 +186,11 @@ def measure(
                 error = (step(ids).float() - exact).norm() / exact.norm()
                 one["relative error of logits"][name] = float(f"{error.item():.3e}")
             for protocol, pause in PAUSES.items():
-                one["milliseconds"][protocol] = {}
-                for name, step in steps.items():
-                    marks = []
-                    for _ in range(4 * rounds if not pause else rounds):
-                        time.sleep(pause)
-                        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                        start.record()
-                        step(ids)
-                        end.record()
-                        if pause:
-                            torch.cuda.synchronize()
-                        marks.append((start, end))
-                    torch.cuda.synchronize()
-                    times = [start.elapsed_time(end) for start, end in marks[3:]]
-                    one["milliseconds"][protocol][name] = round(statistics.median(times), 3)
+                many = rounds if pause else 4 * rounds
+                one["milliseconds"][protocol] = {
+                    name: timed(functools.partial(step, ids), many, pause)
+                    for name, step in steps.items()
+                }
             one["a graph's bits are those of calls"] = same
             one["host milliseconds"] = {}
             for name in ("port", "port, CUDA graph"):

@@ -12,30 +12,17 @@ a straight line through the times of the neighbours gives, `NEAR` lengths before
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 
 import torch
-from gpu import SHAPE, environment, golden, port, random_weights
+from gpu import SHAPE, environment, golden, port, random_weights, timed
 
 LENGTHS = (*range(1, 301), 1023, 1024, 1025, 2047, 2048, 2049, 4096)
 NEAR = 1
-
-
-def time_of(forward: Any, ids: torch.Tensor, rounds: int) -> float:
-    """Median milliseconds of a forward, back to back, after two to warm up."""
-    marks = []
-    for _ in range(rounds + 2):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        forward(ids)
-        end.record()
-        marks.append((start, end))
-    torch.cuda.synchronize()
-    return round(statistics.median(s.elapsed_time(e) for s, e in marks[2:]), 3)
 
 
 def cliffs(times: dict[int, float]) -> dict[int, float]:
@@ -71,7 +58,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         errors[length] = float(f"{(apart.norm() / exact[:length].norm()).item():.3e}")
         worst[length] = float(f"{rows.max().item():.3e}")
         del apart, rows
-        times[length] = time_of(forward, some, arguments.rounds)
+        times[length] = timed(functools.partial(forward, some), arguments.rounds, warm=2)
         print(f"{length:5} tokens {times[length]:8} ms, error {errors[length]:.2e}, of a position "
               f"{worst[length]:.2e}", flush=True)  # fmt: skip
     found = cliffs(times)

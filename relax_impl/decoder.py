@@ -7,6 +7,7 @@ lengths or batches.
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,7 +71,11 @@ class Cache:
         How many of these are padding, (b,) int32.
     capacity
         Slots there are, a multiple of 16. A call that needs more makes them.
+    step
+        On a CUDA device, what replays a decode step over this cache; None before the second.
     """
+
+    step: Any = None
 
     def __init__(self, model: Model, batch: int, capacity: int) -> None:
         self._model = model
@@ -156,6 +161,7 @@ class Decoder:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.work = Work()
+        self._last: Any = None
 
     def cache(self, batch: int, capacity: int = 1) -> Cache:
         """Return an empty cache for a number of sequences."""
@@ -222,12 +228,8 @@ class Decoder:
         if last:
             hidden = self.model.last(hidden, added - 1)
         logits = self.model.unembed(hidden)
-        past = cache.lengths.astype(np.int64)
-        self.work.calls += 1
-        self.work.tokens += tokens.size
-        self.work.logits += int(np.prod(logits.shape[:2]))
-        self.work.scores += int((past * count + count * (count + 1) // 2).sum())
         cache.lengths = ends.astype(np.int32)
+        self._count(cache.lengths - added, count, int(np.prod(logits.shape[:2])))
         return logits
 
     def decode(self, cache: Cache, ids: Any) -> NDArray[np.float32]:
@@ -235,8 +237,35 @@ class Decoder:
         tokens = np.asarray(ids)
         if tokens.ndim != 1:
             raise InputError(f"ids: expected shape (batch,), found {tokens.shape}")
-        logits: NDArray[np.float32] = self.extend(cache, tokens[:, None])[:, 0]
+        if self._captured(cache, tokens):
+            logits: NDArray[np.float32] = cache.step(cache, tokens)
+            self._count(cache.lengths - 1, 1, len(logits))
+            return logits
+        logits = self.extend(cache, tokens[:, None])[:, 0]
         return logits
+
+    def _captured(self, cache: Cache, tokens: NDArray[Any]) -> bool:
+        """Whether the cache has a captured step for these tokens, made with the second in turn."""
+        again = self._last is not None and self._last() is cache
+        self._last = weakref.ref(cache)
+        fits = tokens.shape == (cache.batch,) and int(cache.lengths.max()) < cache.capacity
+        if not fits or self.model.library.target != "cuda":
+            return False
+        self._within(cache.lengths + 1 - cache.starts)
+        if cache.step is None or not cache.step.serves(cache):
+            if not again:
+                return False
+            from relax_impl.kernels.cuda.captured import CapturedStep
+
+            cache.step = CapturedStep(self.model, cache)
+        return True
+
+    def _count(self, past: Integers, count: int, logits: int) -> None:
+        wide = past.astype(np.int64)
+        self.work.calls += 1
+        self.work.tokens += count * len(past)
+        self.work.logits += logits
+        self.work.scores += int((wide * count + count * (count + 1) // 2).sum())
 
     def _within(self, tokens: Array) -> None:
         config = self.model.config

@@ -42,8 +42,8 @@ def test_a_graph_gives_the_bits_of_the_calls(decoder: Any, batch: int) -> None:
     replayed = called.fork()
     step = CapturedStep(decoder.model, replayed)
     for at in range(30, 60):
-        expected = decoder.decode(called, ids[:, at])
-        assert np.array_equal(step(ids[:, at]), expected)
+        expected = decoder.extend(called, ids[:, at : at + 1])[:, 0]
+        assert np.array_equal(step(replayed, ids[:, at]), expected)
         assert np.array_equal(called.lengths, replayed.lengths)
 
 
@@ -52,6 +52,25 @@ def test_a_cache_that_is_full_is_refused(decoder: Any) -> None:
 
     _, cache = decoder.prefill(np.zeros((1, 15), np.int32))
     step = CapturedStep(decoder.model, cache)
-    step(np.zeros(1, np.int32))
+    step(cache, np.zeros(1, np.int32))
     with pytest.raises(ValueError, match="room for a token"):
-        step(np.zeros(1, np.int32))
+        step(cache, np.zeros(1, np.int32))
+
+
+def test_the_decoder_replays_and_gives_the_bits_of_calls(decoder: Any) -> None:
+    ids = np.random.default_rng(9).integers(0, 512, (2, 60)).astype(np.int32)
+    _, called = decoder.prefill(ids[:, :13])
+    _, replayed = decoder.prefill(ids[:, :13])
+    # Over room that is used up, and made, twice.
+    for at in range(13, 60):
+        expected = decoder.extend(called, ids[:, at : at + 1])[:, 0]
+        assert np.array_equal(decoder.decode(replayed, ids[:, at]), expected)
+    assert replayed.step is not None and replayed.step.serves(replayed)
+    # A copy takes a step of its own, and a roll-back takes the same.
+    fork = replayed.fork()
+    called.truncate([40, 30])
+    fork.truncate([40, 30])
+    for at in range(3):
+        expected = decoder.extend(called, ids[:, at : at + 1])[:, 0]
+        assert np.array_equal(decoder.decode(fork, ids[:, at]), expected)
+    assert np.array_equal(replayed.lengths, [60, 60])
