@@ -105,7 +105,9 @@ __device__ __forceinline__ void attention(u64 q_map, u64 k_map, u64 v_map, const
       barrier_init(v_empty + i, 2);
     }
     fence_barrier_init();
+    next_may_begin();
   }
+  previous_done();
   __syncthreads();
 
   if (group == 0) {

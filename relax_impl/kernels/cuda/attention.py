@@ -10,7 +10,7 @@ from tvm.tirx import PrimFunc
 
 from relax_impl.kernels.cuda.library import call
 from relax_impl.kernels.cuda.maps import ENCODE, tensor_map
-from relax_impl.kernels.cuda.source import C_TYPES, HEAD_DIMS, source
+from relax_impl.kernels.cuda.source import C_TYPES, HEAD_DIMS, attributes, source
 
 TILE, COLUMNS, FETCHED = 128, 64, 2
 
@@ -65,7 +65,7 @@ class Flash:
         def attention(
             q_: T.handle, k_: T.handle, v_: T.handle, slopes_: T.handle, out_: T.handle
         ) -> None:
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            T.func_attr(attributes(name))
             B = T.int32()
             SQ = T.int32()
             SK = T.int32()

@@ -11,7 +11,7 @@ constexpr int FEW_STAGE_BYTES = 2 * FEW_PIECE * 2, FEW_WARPS = 12, FEWEST_STAGES
 
 // Pieces that a warp may have under way beside `count` rows of A.
 __device__ __forceinline__ int few_stages(int count, int k, int shared_bytes) {
-  const int rows = (count * k * 2 + 127) / 128 * 128, barriers = FEW_WARPS * MOST_FEW_STAGES * 8;
+  const int rows = (count * k * 2 + 127) / 128 * 128, barriers = (FEW_WARPS * MOST_FEW_STAGES + 1) * 8;
   return min((shared_bytes - rows - barriers) / (FEW_WARPS * FEW_STAGE_BYTES), MOST_FEW_STAGES);
 }
 
@@ -49,7 +49,7 @@ __device__ __forceinline__ void few_rows(const T* a, const T* b, Out* c, const F
                                          int k, unsigned char* shared, int shared_bytes) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int stages = few_stages(COUNT, k, shared_bytes), eights = k / 8;
-  uint4* rows = reinterpret_cast<uint4*>(shared);
+  const uint4* rows = reinterpret_cast<const uint4*>(shared);
   unsigned char* rings = shared + (COUNT * k * 2 + 127) / 128 * 128;
   u64* barriers = reinterpret_cast<u64*>(rings + FEW_WARPS * stages * FEW_STAGE_BYTES);
   // Neighbouring rows go to different multiprocessors, whose shares then differ by two rows at most.
@@ -68,10 +68,19 @@ __device__ __forceinline__ void few_rows(const T* a, const T* b, Out* c, const F
     fence_barrier_init();
     for (int i = 0; i < min(stages, total); ++i) stream.fetch(i);
   }
-  for (int i = threadIdx.x; i < COUNT * eights; i += blockDim.x) {
-    rows[i] = reinterpret_cast<const uint4*>(a)[i];
+  u64* a_full = barriers + FEW_WARPS * MOST_FEW_STAGES;
+  if (threadIdx.x == 0) {
+    barrier_init(a_full, 1);
+    fence_barrier_init();
+    next_may_begin();
   }
+  previous_done();
   __syncthreads();
+  if (threadIdx.x == 0) {
+    barrier_expect(a_full, COUNT * k * 2);
+    load_bytes(shared, a, COUNT * k * 2, a_full);
+  }
+  barrier_wait(a_full, 0);
   int stage = 0, index = 0;
   u32 phase = 0;
   for (int pair = stream.first; pair < n / 2; pair += stream.step) {

@@ -26,7 +26,7 @@ struct Finish {
   // The addends of two neighbouring elements, loaded early.
   __device__ __forceinline__ u32 load(int row, int column) const {
     if (!RESIDUAL || row >= m || column >= n) return 0;
-    return __ldg(reinterpret_cast<const u32*>(residual + static_cast<size_t>(row) * n + column));
+    return fresh(reinterpret_cast<const u32*>(residual + static_cast<size_t>(row) * n + column));
   }
 
   __device__ __forceinline__ float one(float x) const {

@@ -199,10 +199,15 @@ __device__ __forceinline__ void work(const Problem& p, const Maps& maps, const F
                                      u64 c_map) {
   if (threadIdx.x < 128) {
     fewer_registers<40>();
-    if (threadIdx.x == 0) fetch_a<S>(p, maps);
+    if (threadIdx.x == 0) {
+      next_may_begin();
+      previous_done();
+      fetch_a<S>(p, maps);
+    }
     if (threadIdx.x == 32) fetch_b<S>(p, maps);
   } else {
     more_registers<232>();
+    previous_done();
     multiply<S, T>(p, finish, out, c_map);
   }
 }

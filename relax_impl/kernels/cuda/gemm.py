@@ -10,7 +10,7 @@ from tvm.tirx import PrimFunc
 
 from relax_impl.kernels.cuda.library import call
 from relax_impl.kernels.cuda.maps import ENCODE, ITEM_BYTES, tensor_map
-from relax_impl.kernels.cuda.source import C_TYPES, source
+from relax_impl.kernels.cuda.source import C_TYPES, attributes, source
 
 TILE_M, TILE_K = 128, 64
 HALF_ROWS, FEW_ROWS, WIDE_ROWS, PART_ROWS = 64, 8, 128, 32
@@ -77,7 +77,7 @@ class Gemm:
         def gemm(
             x_: T.handle, weight_: T.handle, bias_: T.handle, residual_: T.handle, out_: T.handle
         ) -> None:
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            T.func_attr(attributes(name))
             B = T.int32()
             S = T.int32()
             x = T.match_buffer(x_, (B, S, K), dtype, align=16)

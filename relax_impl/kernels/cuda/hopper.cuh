@@ -167,6 +167,48 @@ struct Ring {
   }
 };
 
+// ---- kernels in a row --------------------------------------------------------------------------
+
+// A kernel may begin while the one before it ends (programmatic dependent launch). What it does before
+// `previous_done` touches nothing that a kernel writes: it asks for weights. A kernel is over only when
+// all its threads are, and some have waited; so with the one before, all before that are over, too, and
+// `next_may_begin` may come at any time.
+__device__ __forceinline__ void previous_done() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+__device__ __forceinline__ void next_may_begin() {
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+// Read what a kernel has written. Through a plain pointer that is only read from, the compiler might
+// do so before `previous_done`: it takes such memory for constant.
+__device__ __forceinline__ u32 fresh(const u32* p) {
+  u32 x;
+  asm volatile("ld.global.b32 %0, [%1];" : "=r"(x) : "l"(__cvta_generic_to_global(p)));
+  return x;
+}
+
+__device__ __forceinline__ uint4 fresh(const uint4* p) {
+  uint4 x;
+  asm volatile("ld.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "l"(__cvta_generic_to_global(p)));
+  return x;
+}
+
+__device__ __forceinline__ int fresh(const int* p) {
+  return static_cast<int>(fresh(reinterpret_cast<const u32*>(p)));
+}
+
+template <typename T>  // half or __nv_bfloat16
+__device__ __forceinline__ T fresh(const T* p) {
+  static_assert(sizeof(T) == 2, "the other sizes are above");
+  unsigned short x;
+  asm volatile("ld.global.b16 %0, [%1];" : "=h"(x) : "l"(__cvta_generic_to_global(p)));
+  return *reinterpret_cast<T*>(&x);
+}
+
 // ---- bulk tensor copies ------------------------------------------------------------------------
 
 __device__ __forceinline__ void load_box(void* to, u64 map, int x, int y, u64* barrier) {

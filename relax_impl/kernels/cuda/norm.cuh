@@ -31,15 +31,25 @@ __device__ __forceinline__ void norm(const T* x, const T* weight, const T* bias,
   __shared__ float parts[2][NORM_WARPS];
   const int lane = threadIdx.x % LANES;
   const int row = blockIdx.x * (NORM_WARPS / WARPS) + threadIdx.x / LANES;
+  next_may_begin();
   if (row >= rows) return;  // of a long row, the whole block
   const uint4* from = reinterpret_cast<const uint4*>(x + static_cast<size_t>(row) * WIDTH);
   uint4* to = reinterpret_cast<uint4*>(out + static_cast<size_t>(row) * WIDTH);
-  uint4 pieces[EACH];
+  uint4 pieces[EACH], weights[EACH], biases[EACH];
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
     const int at = i * LANES + lane;
-    pieces[i] = at < PIECES ? from[at] : make_uint4(0, 0, 0, 0);
+    weights[i] = biases[i] = make_uint4(0, 0, 0, 0);
+    if (at >= PIECES) continue;
+    weights[i] = __ldg(reinterpret_cast<const uint4*>(weight) + at);
+    if (BIAS) biases[i] = __ldg(reinterpret_cast<const uint4*>(bias) + at);
+  }
+  previous_done();
+#pragma unroll
+  for (int i = 0; i < EACH; ++i) {
+    const int at = i * LANES + lane;
+    pieces[i] = at < PIECES ? fresh(from + at) : make_uint4(0, 0, 0, 0);
   }
 #pragma unroll
   for (int i = 0; i < EACH; ++i) {
@@ -70,15 +80,12 @@ __device__ __forceinline__ void norm(const T* x, const T* weight, const T* bias,
     const int at = i * LANES + lane;
     if (at >= PIECES) continue;
     const u32* pair = reinterpret_cast<const u32*>(pieces + i);
-    const uint4 weights = __ldg(reinterpret_cast<const uint4*>(weight) + at);
-    uint4 biases = make_uint4(0, 0, 0, 0);
-    if (BIAS) biases = __ldg(reinterpret_cast<const uint4*>(bias) + at);
     u32 result[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       float2 two = Pair<T>::widen(pair[j]);
-      float2 w = Pair<T>::widen(reinterpret_cast<const u32*>(&weights)[j]);
-      float2 b = Pair<T>::widen(reinterpret_cast<const u32*>(&biases)[j]);
+      float2 w = Pair<T>::widen(reinterpret_cast<const u32*>(weights + i)[j]);
+      float2 b = Pair<T>::widen(reinterpret_cast<const u32*>(biases + i)[j]);
       result[j] = Pair<T>::round(fmaf((two.x - mean) * scale, w.x, b.x),
                                  fmaf((two.y - mean) * scale, w.y, b.y));
     }

@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from relax_impl.kernels.cuda.library import call
-from relax_impl.kernels.cuda.source import C_TYPES, source
+from relax_impl.kernels.cuda.source import C_TYPES, attributes, source
 
 WARPS, LONG = 4, 2048
 """Warps of a block, as in ``norm.cuh``: for a row each, or for one of at least so many elements."""
@@ -56,7 +56,7 @@ class Norm:
 
         @T.prim_func
         def norm(x_: T.handle, weight_: T.handle, bias_: T.handle, out_: T.handle) -> None:
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            T.func_attr(attributes(name))
             B = T.int32()
             S = T.int32()
             x = T.match_buffer(x_, (B, S, width), dtype, align=16)

@@ -51,7 +51,7 @@ struct Share {
       const int key = i * AT_ONCE + lane / LANES, eight = lane % LANES;
       held[i] = make_uint4(0, 0, 0, 0);
       if (eight < EIGHTS && key >= from && key < to) {
-        held[i] = *reinterpret_cast<const uint4*>(v + key * stride + eight * 8);
+        held[i] = fresh(reinterpret_cast<const uint4*>(v + key * stride + eight * 8));
       }
     }
   }
@@ -135,7 +135,7 @@ __device__ __forceinline__ void past_tile(const PastArguments<T>& a, int rank, i
   constexpr int PIECES = (D + 15) / 16;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, share = rank * PAST_WARPS + warp;
   const int kv_head = head / (a.heads / a.kv_heads);
-  const int past = a.lengths[batch], start = max(a.starts[batch], 0);
+  const int past = fresh(a.lengths + batch), start = max(fresh(a.starts + batch), 0);
   const int first = tile * Q, here = min(Q, a.count - first);
   const size_t row = static_cast<size_t>(batch) * a.count;
   const size_t stored = static_cast<size_t>(batch) * a.kv_heads + kv_head;
@@ -145,29 +145,41 @@ __device__ __forceinline__ void past_tile(const PastArguments<T>& a, int rank, i
   const T* v = a.v + row * a.v_width + a.v_column + kv_head * D;
   const float slope = ALIBI ? a.slopes[head] * LOG2_E : 0.0f, scale = a.scale * LOG2_E;
 
+  // A query alone leaves registers to ask early: for the first panel before the query is there, for
+  // values with their keys, and for the next keys while values are weighed.
+  constexpr bool EARLY = Q == 1;
+  Share<T, D, Q> softmax(lane);
+  uint4 pieces[PIECES];
+  const auto fetch_keys = [&](int panel) {
+    const T* from = keys + static_cast<size_t>(panel) * D * PANEL;
+#pragma unroll
+    for (int i = 0; i < PIECES; ++i) {
+      pieces[i] = make_uint4(0, 0, 0, 0);
+      if (i * 32 + lane < 2 * D) pieces[i] = fresh(reinterpret_cast<const uint4*>(from) + i * 32 + lane);
+    }
+  };
+  const auto fetch_values = [&](int panel) {
+    const int base = panel * PANEL;
+    softmax.fetch(values + static_cast<size_t>(base) * D, D, start - base, past - base);
+  };
+  const int first_panel = start / PANEL + share;
+  if (EARLY && first_panel * PANEL < past) {
+    fetch_keys(first_panel);
+    fetch_values(first_panel);
+  }
+
   for (int i = threadIdx.x; i < Q * D / 2; i += PAST_WARPS * 32) {
     const int q = i / (D / 2), at = i % (D / 2) * 2;
     float2 two = make_float2(0.0f, 0.0f);
     if (q < here) {
-      two = Pair<T>::widen(*reinterpret_cast<const u32*>(
-          a.q + (row + first + q) * a.q_width + a.q_column + head * D + at));
+      two = Pair<T>::widen(fresh(reinterpret_cast<const u32*>(
+          a.q + (row + first + q) * a.q_width + a.q_column + head * D + at)));
     }
     queries[q * D + at] = two.x;
     queries[q * D + at + 1] = two.y;
   }
-  // One block stores what is new; slots from `past` on are read by nobody here.
-  if (rank == SPLITS - 1 && head % (a.heads / a.kv_heads) == 0) {
-    for (int i = threadIdx.x; i < here * D; i += PAST_WARPS * 32) {
-      const int token = first + i / D, at = i % D, slot = past + token;
-      if (slot >= a.panels * PANEL) continue;
-      keys[(static_cast<size_t>(slot / PANEL) * D + at) * PANEL + slot % PANEL] =
-          k[static_cast<size_t>(token) * a.k_width + at];
-      values[static_cast<size_t>(slot) * D + at] = v[static_cast<size_t>(token) * a.v_width + at];
-    }
-  }
   __syncthreads();
 
-  Share<T, D, Q> softmax(lane);
   const auto score = [&](float dot, int key, int q) {
     const int query = past + first + q;
     const float bias = ALIBI ? slope * static_cast<float>(key - query) : 0.0f;
@@ -186,15 +198,10 @@ __device__ __forceinline__ void past_tile(const PastArguments<T>& a, int rank, i
     }
   }
   const int own = (lane & 1) * 8 + (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
-  for (int panel = start / PANEL + share; panel * PANEL < past; panel += SPLITS * PAST_WARPS) {
-    const uint4* from = reinterpret_cast<const uint4*>(keys + static_cast<size_t>(panel) * D * PANEL);
-    uint4 pieces[PIECES];
-#pragma unroll
-    for (int i = 0; i < PIECES; ++i) {
-      pieces[i] = i * 32 + lane < 2 * D ? from[i * 32 + lane] : make_uint4(0, 0, 0, 0);
-    }
-    const int base = panel * PANEL;
-    softmax.fetch(values + static_cast<size_t>(base) * D, D, start - base, past - base);
+  for (int panel = first_panel; panel * PANEL < past; panel += SPLITS * PAST_WARPS) {
+    const int base = panel * PANEL, next = panel + SPLITS * PAST_WARPS;
+    const bool ask = EARLY && next * PANEL < past;
+    if (!EARLY) fetch_keys(panel);
     float p[Q];
 #pragma unroll
     for (int q = 0; q < Q; ++q) {
@@ -223,9 +230,12 @@ __device__ __forceinline__ void past_tile(const PastArguments<T>& a, int rank, i
       const int key = base + own;
       p[q] = softmax.numerator(q, lane & 2 || key >= past ? HIDDEN : score(dot, key, q));
     }
+    if (!EARLY) fetch_values(panel);
+    if (ask) fetch_keys(next);
     softmax.weigh(p, [](int key) {
       return (key >> 3 & 1) | (key >> 2 & 1) << 4 | (key >> 1 & 1) << 3 | (key & 1) << 2;
     });
+    if (ask) fetch_values(next);
   }
 
   // New keys, 16 at a time, one after another by the whole warp; dealt from the other end.
@@ -245,7 +255,7 @@ __device__ __forceinline__ void past_tile(const PastArguments<T>& a, int rank, i
 #pragma unroll
       for (int at = 0; at < D; at += 64) {
         if (at + lane * 2 >= D) continue;
-        const float2 two = Pair<T>::widen(*reinterpret_cast<const u32*>(from + at + lane * 2));
+        const float2 two = Pair<T>::widen(fresh(reinterpret_cast<const u32*>(from + at + lane * 2)));
 #pragma unroll
         for (int q = 0; q < Q; ++q) {
           dots[q] = fmaf(queries[q * D + at + lane * 2], two.x, dots[q]);
@@ -266,6 +276,17 @@ __device__ __forceinline__ void past_tile(const PastArguments<T>& a, int rank, i
     softmax.weigh(p, [](int key) { return key; });
   }
 
+  // One block stores what is new; slots from `past` on are read by nobody here.
+  if (rank == SPLITS - 1 && head % (a.heads / a.kv_heads) == 0) {
+    for (int i = threadIdx.x; i < here * D; i += PAST_WARPS * 32) {
+      const int token = first + i / D, at = i % D, slot = past + token;
+      if (slot >= a.panels * PANEL) continue;
+      keys[(static_cast<size_t>(slot / PANEL) * D + at) * PANEL + slot % PANEL] =
+          fresh(k + static_cast<size_t>(token) * a.k_width + at);
+      values[static_cast<size_t>(slot) * D + at] =
+          fresh(v + static_cast<size_t>(token) * a.v_width + at);
+    }
+  }
   softmax.write(parts + warp * Q * (D + 2));
   __syncthreads();
   const auto of_warp = [&](int n, int at) { return parts[n * Q * (D + 2) + at]; };
@@ -298,6 +319,8 @@ __device__ __forceinline__ void attention_over_past(const PastArguments<T>& a) {
   __shared__ float queries[CHUNK * D], parts[PAST_WARPS * CHUNK * (D + 2)], whole[CHUNK * (D + 2)];
   const int rank = blockIdx.x % SPLITS, head = blockIdx.x / SPLITS % a.heads;
   const int rest = blockIdx.x / SPLITS / a.heads, tiles = (a.count + CHUNK - 1) / CHUNK;
+  if (threadIdx.x == 0) next_may_begin();
+  previous_done();
   if (a.count == 1) {
     past_tile<T, D, 1, ALIBI>(a, rank, head, 0, rest, queries, parts, whole);
   } else {

@@ -11,11 +11,13 @@ from tvm.tirx import PrimFunc
 from relax_impl.cached import PANEL, Past
 from relax_impl.config import MPTConfig
 from relax_impl.kernels.cuda.library import call
-from relax_impl.kernels.cuda.source import C_TYPES, source
+from relax_impl.kernels.cuda.source import C_TYPES, attributes, source
 
 SPLITS, THREADS, CHUNK = 8, 128, 4
 """Blocks of a cluster, threads of a block, and queries of a cluster, as in ``past.cuh``."""
-WIDEST = 256
+NARROW, WIDEST = 128, 256
+RESIDENT = 4
+"""Blocks on a multiprocessor, of 128 registers a thread; half where heads exceed `NARROW`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ class OverPast:
         heads, kv_heads, dim, dtype = self.heads, self.kv_heads, self.dim, self.dtype
         scale = self.scale
         (WQ, WK, WV), (q_column, k_column, v_column) = self.widths, self.columns
+        resident = RESIDENT if dim <= NARROW else RESIDENT // 2
         alibi = "true" if self.alibi else "false"
         of = f"{C_TYPES[dtype]}, {dim}, {alibi}"
         function = f"mpt_past_{dtype}_{dim}_{alibi}"
@@ -73,7 +76,7 @@ class OverPast:
             starts_: T.handle,
             out_: T.handle,
         ) -> None:
-            T.func_attr({"global_symbol": name, "tirx.noalias": True})
+            T.func_attr(attributes(name))
             B = T.int32()
             S = T.int32()
             P = T.int32()
@@ -87,6 +90,7 @@ class OverPast:
             starts = T.match_buffer(starts_, (B,), "int32")
             out = T.match_buffer(out_, (B, S, heads * dim), dtype, align=16)
             T.device_entry()
+            T.attr({"tirx.launch_bounds_min_blocks_per_sm": resident})
             _rank = T.cta_id_in_cluster([SPLITS])
             _block = T.cta_id([SPLITS * heads * B * ((S + CHUNK - 1) // CHUNK)])
             _thread = T.thread_id([THREADS])

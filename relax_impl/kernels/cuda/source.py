@@ -9,12 +9,23 @@ C_TYPES = {"float16": "half", "bfloat16": "__nv_bfloat16", "float32": "float"}
 PTX_TYPES = {"float16": "f16", "bfloat16": "bf16"}
 TILES_N = (64, 128, 256)
 KEYS = 128
+OVERLAPPING = "tirx.use_programtic_dependent_launch"
+"""Launch a kernel while the one before it ends (TVM's spelling); see ``hopper.cuh``."""
 FILES = (
     "finish.cuh", "few.cuh", "tiles.cuh", "gemm.cuh", "norm.cuh", "attention.cuh", "past.cuh",
 )  # fmt: skip
 """In the order of their use, after ``hopper.cuh`` and the matrix products."""
 HEAD_DIMS = tuple(range(16, 129, 16))
 """Features of a head that the attention kernel is written for."""
+
+
+def attributes(name: str) -> dict[str, object]:
+    """Attributes of a kernel's function."""
+    return {
+        "global_symbol": name,
+        "tirx.noalias": True,
+        "tirx.kernel_launch_params": [OVERLAPPING],
+    }
 
 
 def wgmma(dtype: str, n: int) -> str:
