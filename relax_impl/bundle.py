@@ -19,7 +19,7 @@ from typing import Any
 import tvm
 import tvm_ffi
 
-from relax_impl import cubin, index
+from relax_impl import cubin, index, sealed
 from relax_impl.compile import (
     Library,
     cache_directory,
@@ -195,10 +195,7 @@ def open_bundle(path: Path, config: MPTConfig, dtype: str, kind: str) -> Library
     directory.mkdir(parents=True, exist_ok=True)
     place = directory / f"bundle-{manifest['sha256']}.so"
     # Written anew each time: what lies there may be damaged, and mapping that kills the process.
-    handle, unfinished = tempfile.mkstemp(suffix=".so", prefix=".", dir=directory)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.replace(unfinished, place)
+    sealed.replace(place, content)
     note = directory / f"bundle-{manifest['sha256']}.json"
     note.write_text(json.dumps(manifest["note"]))
     known = index.read(note)

@@ -26,7 +26,7 @@ def use_all_cores() -> None:
     Only has an effect before the runtime's first parallel call, and leaves alone what the user set.
     """
     if "TVM_NUM_THREADS" not in os.environ and "OMP_NUM_THREADS" not in os.environ:
-        os.environ["TVM_NUM_THREADS"] = str(len(os.sched_getaffinity(0)))
+        os.environ["TVM_NUM_THREADS"] = str(threads())
 
 
 def threads() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -115,25 +116,20 @@ def _pieces(
     many faults of one exposure are parted by their taps. The long groups come first, and those that
     can be filled in anywhere last.
     """
-    by_exposure: dict[str, list[tuple[str, int | None]]] = {}
+    many = Counter(library()[name].exposure for name, _ in faults)
+    groups: dict[tuple[Any, ...], list[tuple[str, int | None]]] = {}
     for name, layer in faults:
-        by_exposure.setdefault(library()[name].exposure, []).append((name, layer))
-    whole, parted = [], []
-    for group in by_exposure.values():
-        if len(group) <= WHOLE:
-            whole.append(tuple(group))
-            continue
-        by_tap: dict[tuple[str, int | None], list[tuple[str, int | None]]] = {}
-        for name, layer in group:
-            tap = library()[name].first_tap
-            key = (PATHS, None) if tap.startswith(PATHS) else (tap, layer)
-            by_tap.setdefault(key, []).append((name, layer))
-        # Templates of the paths are the dearest.
-        parted += sorted(by_tap.items(), key=lambda item: (item[0][0] != PATHS, -len(item[1])))
-    dear = [tuple(group) for (tap, _), group in parted if tap == PATHS]
-    yield from dear
-    yield from sorted(whole, key=len, reverse=True)
-    yield from (tuple(group) for (tap, _), group in parted if tap != PATHS)
+        fault = library()[name]
+        if many[fault.exposure] <= WHOLE:
+            key: tuple[Any, ...] = (1, fault.exposure)
+        elif fault.first_tap.startswith(PATHS):
+            # Templates of the paths are the dearest.
+            key = (0, fault.exposure)
+        else:
+            key = (2, fault.exposure, fault.first_tap, layer)
+        groups.setdefault(key, []).append((name, layer))
+    for _, group in sorted(groups.items(), key=lambda item: (item[0][0], -len(item[1]))):
+        yield tuple(group)
 
 
 def run(
